@@ -1,0 +1,1 @@
+"""plait: a compiler for graph neural networks."""

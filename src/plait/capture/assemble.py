@@ -1,0 +1,182 @@
+"""A forward, backward or inference graph with its fused regions replaced by kernel launches."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import _disable_current_modes
+
+from plait import operators
+from plait.capture.launch import Launch, StructureCall
+from plait.capture.lower import DTYPES, Lowered, lower
+from plait.capture.lower_ops import LOWERINGS
+from plait.capture.record import Record
+from plait.codegen.kernel import Kernel, compile_programs
+from plait.errors import CompilerError, UnsupportedError
+from plait.ir.program import Program
+from plait.ir.verify import verify
+from plait.native.compiler import toolchain
+from plait.passes import domains as domains_pass
+from plait.passes.domains import Domains
+from plait.passes.edit import Editor, aten, inner_sizes, is_tensor, stable_topological_sort, value
+from plait.passes.fuse import Region, find_regions
+from plait.passes.structure import own_maps, split_structure
+
+_PLAIT = (operators.gather, operators.segment_reduce, operators.uniform)
+
+
+def is_fusable(node: Node) -> bool:
+    """Whether an operator has a lowering for this dtype and these inner sizes."""
+    if node.op != "call_function" or not is_tensor(node):
+        return False
+    if node.target not in LOWERINGS and node.target not in _PLAIT:
+        return False
+    if not domains_pass.keeps_rows(node) and node.target is not aten.sum.dim_IntList:  # a sum over rows may be a total
+        return False
+    val = value(node)
+    if val.dim() == 0 or val.dtype not in DTYPES or val.device.type != "cpu":
+        return False
+    return inner_sizes(val) is not None
+
+
+def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: int) -> GraphModule:
+    """Splits off the structure, fuses, lowers, starts the build of the kernels; returns the graph that runs. Edits `gm`.
+
+    The first `num_returned` outputs reach the user; the backward graph has index maps of its own, the others the user's.
+    """
+    graph = gm.graph
+    if direction != "backward":
+        own_maps(graph)
+    structure = split_structure(graph, StructureCall, num_returned)
+    if structure is not None:
+        record.structure.extend(node.name for node in structure.outputs)
+    domains = domains_pass.infer(graph)
+    pairs = _lower_all(find_regions(graph, domains, is_fusable), domains, direction, record)
+    programs = [lowered.program for _, lowered in pairs]
+    record.programs[direction] = programs
+    kernels = _build(programs, record)
+    replaced: dict[Node, Node] = {}
+    for (region, lowered), kernel in zip(pairs, kernels, strict=True):
+        launch = Launch(lowered.program, kernel, lambda reason: record.fall_back("build", reason), wrap=_wraps(region))
+        _install(graph, region, lowered, launch, replaced)
+    stable_topological_sort(graph)
+    graph.eliminate_dead_code()
+    _note_leftovers(graph, direction, record)
+    gm.recompile()
+    return gm
+
+
+def _lower_all(
+    regions: list[Region], domains: Domains, direction: str, record: Record
+) -> list[tuple[Region, Lowered]]:
+    result = []
+    for number, region in enumerate(regions):
+        try:
+            lowered = lower(region, domains, f"{direction}_{number}")
+        except UnsupportedError as error:
+            record.note(f"{direction} region {number} ({', '.join(node.name for node in region.outputs)}) not fused: {error}")
+            continue
+        verify(lowered.program)
+        result.append((region, lowered))
+    return result
+
+
+def _build(programs: list[Program], record: Record) -> list[Kernel | None]:
+    if not programs:
+        return []
+    try:
+        with _disable_current_modes():  # AOTAutograd traces with fake tensors; the schedules are made of real ones
+            toolchain()
+            kernels = compile_programs(programs)
+    except CompilerError as error:
+        record.fall_back("build", str(error))
+        return [None] * len(programs)
+    record.sources.update({kernel.program.name: kernel.source for kernel in kernels})
+    return list(kernels)
+
+
+def _install(
+    graph: Graph, region: Region, lowered: Lowered, launch: Callable[..., Any], replaced: dict[Node, Node]
+) -> None:
+    """One call in place of the region; dead code elimination takes the region's nodes away.
+
+    `replaced` says what now stands for the results of regions installed before; this region's are added.
+    """
+    anchor = next(node for node in graph.nodes if node.op == "output")
+    edit = Editor(graph, anchor)
+    sizes = tuple(edit.size(node, 0) for node in lowered.coarse)
+    num_rows = _num_rows(edit, region, lowered)
+    num_edges = _num_edges(edit, region, lowered)
+    with graph.inserting_before(anchor):
+        tensors = tuple(replaced.get(node, node) for node in lowered.tensors)
+        call = graph.call_function(launch, (num_edges, num_rows, region.rows, tuple(lowered.maps), sizes, tensors))
+        call.meta["val"] = [value(node) for node in lowered.results]
+        for position, node in enumerate(lowered.results):
+            with graph.inserting_before(anchor):
+                item = graph.call_function(operator.getitem, (call, position))
+            item.meta = dict(node.meta)
+            if node in region.totals:
+                item = _reshaped(edit, item, node)
+            node.replace_all_uses_with(item, delete_user_cb=lambda user, item=item: user is not item)  # type: ignore[misc]
+            replaced[node] = item
+
+
+def _wraps(region: Region) -> bool:
+    """Whether some map of the region may hold negative entries that count from the end."""
+    return any(
+        node.args[-1] is True
+        for node in region.members
+        if (node.target is operators.gather and len(node.args) > 2)
+        or (node.target is operators.segment_reduce and len(node.args) > 6)
+    )
+
+
+def _reshaped(edit: Editor, item: Node, node: Node) -> Node:
+    val = value(node)
+    with edit.graph.inserting_before(edit.anchor):
+        result = edit.graph.call_function(aten.view.default, (item, list(val.shape)))
+    result.meta = dict(node.meta)
+    return result
+
+
+def _num_rows(edit: Editor, region: Region, lowered: Lowered) -> Any:
+    for node in region.members:
+        if node.target is operators.segment_reduce and node.args[1] is region.rows:
+            return node.args[2]
+    for node, item in zip(lowered.tensors, lowered.program.inputs, strict=True):
+        if item.access == "row":
+            return edit.size(node, 0)
+    return 0
+
+
+def _num_edges(edit: Editor, region: Region, lowered: Lowered) -> Any:
+    if region.rows is not None:
+        return edit.size(region.rows, 0)
+    if lowered.maps:
+        return edit.size(lowered.maps[0], 0)
+    for node, item in zip(lowered.tensors, lowered.program.inputs, strict=True):
+        if item.access == "edge":
+            return edit.size(node, 0)
+    for node in region.members:
+        if node.target is operators.uniform:
+            return node.args[1]
+    raise UnsupportedError("a region whose number of edges is unknown")
+
+
+def _note_leftovers(graph: Graph, direction: str, record: Record) -> None:
+    """Edge work that stayed outside of every kernel, by operator."""
+    domains = domains_pass.infer(graph)
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and is_tensor(node) and domains.is_edge(node) and _is_work(node):
+            counts[str(node.target)] = counts.get(str(node.target), 0) + 1
+    for name, count in sorted(counts.items()):
+        record.note(f"{direction}: {name} on edges runs unfused ({count}x)")
+
+
+def _is_work(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target not in (aten.view.default, aten.sym_size.int)

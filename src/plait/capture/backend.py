@@ -1,0 +1,152 @@
+"""The backend: the only place that knows the whole chain, from Dynamo's capture to a callable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import TorchDynamoException
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import default_partition
+from torch.fx import Graph, GraphModule
+
+from plait.capture.assemble import assemble, is_fusable
+from plait.capture.record import Record, new_record
+from plait.capture.trace import forward_graph, mark_dropout, specialize_floats
+from plait.capture.region import Region
+from plait.config import Options, environment
+from plait.errors import OptionError, UnsupportedError
+from plait.passes import domains as domains_pass
+from plait.passes.canonicalize import canonicalize, materialize_fills
+from plait.passes.dropout import decide_dropout
+from plait.passes.hoist import hoist_products
+from plait.passes.recompute import recompute_edges
+from plait.passes.structure import merge_equal, structural_nodes
+
+log = logging.getLogger("plait")
+Callback = Callable[..., Any]
+_ALL = 1 << 30  # every output of the graph
+
+
+def set_dynamo_flags() -> None:
+    """Lets Dynamo capture self-loop handling (sizes that depend on data) without a graph break; for the whole process."""
+    if not environment().dynamo_flags:
+        return
+    torch._dynamo.config.capture_dynamic_output_shape_ops = True
+    torch._dynamo.config.capture_scalar_outputs = True
+
+
+set_dynamo_flags()
+
+
+def plait_backend(
+    gm: GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None, **named: Any
+) -> Callback:
+    """Backend "plait" of `torch.compile`: compiles a captured graph, or returns it as it is with the reason recorded.
+
+    options: see `plait.config.Options`; an unknown one raises OptionError.
+    """
+    chosen = Options.parse({**(options or {}), **named})
+    record = new_record(chosen.strict)
+    specialize_floats(gm)
+    for attempt in (_compile_rewritten, _compile_as_captured):
+        try:
+            compiled = attempt(gm, example_inputs, chosen, record)
+        except (TorchDynamoException, OptionError):
+            raise  # Dynamo's own control flow: restarts of the analysis, graph breaks
+        except UnsupportedError as error:
+            if record.is_strict() and record.fallbacks:
+                raise
+            record.note(str(error))
+        except Exception as error:
+            log.debug("capture failed", exc_info=True)
+            record.fall_back("capture", f"{type(error).__name__}: {_first_line(error)}")
+        else:
+            return compiled
+    record.fall_back("capture", "the graph runs as it was captured, un-compiled")
+    return gm.forward
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: Options, record: Record) -> Callback:
+    """The whole chain: rewrites happen before autograd."""
+    marked = GraphModule(gm, copy_graph(gm.graph))
+    mark_dropout(marked)
+    forward = forward_graph(marked, example_inputs)
+    rewrite_forward(forward, record)
+    eager = GraphModule(forward, copy_graph(forward.graph))
+    return _differentiable(_aot(forward, example_inputs, record), eager)
+
+
+def _compile_as_captured(gm: GraphModule, example_inputs: Sequence[Any], options: Options, record: Record) -> Callback:
+    """Without the passes before autograd: for graphs with rules for gradients of their own. Regions are fused all the same."""
+    captured = GraphModule(gm, copy_graph(gm.graph))
+    return _differentiable(_aot(captured, example_inputs, record), GraphModule(gm, copy_graph(gm.graph)))
+
+
+def copy_graph(graph: Graph) -> Graph:
+    """A copy that shares the values in `meta`, which must keep their symbols."""
+    new = Graph()
+    new.output(new.graph_copy(graph, {}))
+    return new
+
+
+def _differentiable(compiled: Callback, eager: GraphModule) -> Callback:
+    return torch._dynamo.disable(Region(compiled, eager), reason="plait's compiled region")  # type: ignore[no-any-return]
+
+
+def _aot(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Callback:
+    def inference(graph: GraphModule, _: Any) -> Callback:
+        for reason in canonicalize(graph.graph):
+            record.note(reason)
+        return _boxed(assemble(graph, "inference", record, num_returned=_ALL), None)
+
+    return aot_autograd(
+        fw_compiler=_boxed,
+        bw_compiler=_boxed,
+        inference_compiler=inference,
+        partition_fn=lambda *args, **kwargs: partition(*args, record=record, **kwargs),
+    )(gm, example_inputs)
+
+
+def rewrite_forward(gm: GraphModule, record: Record) -> None:
+    """The passes on the functional forward graph, before autograd."""
+    graph = gm.graph
+    materialize_fills(graph)
+    for reason in canonicalize(graph):
+        record.note(reason)
+    merge_equal(graph)
+    decide_dropout(graph, domains_pass.infer(graph))
+    record.moved.extend(hoist_products(graph, domains_pass.infer(graph)))
+    gm.recompile()
+
+
+def partition(
+    joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, record: Record, **kwargs: Any
+) -> tuple[GraphModule, GraphModule]:
+    """Splits the joint graph of forward and backward; edge values are computed again, kernels of both are planned together."""
+    graph = joint.graph
+    materialize_fills(graph)
+    for reason in canonicalize(graph):
+        record.note(reason)
+    merge_equal(graph)
+    domains = domains_pass.infer(graph)
+    structure = set(structural_nodes(graph))
+    plan = recompute_edges(graph, num_fwd_outputs, domains, lambda node: is_fusable(node) and node not in structure)
+    record.recomputed.extend(plan.recomputed)
+    record.cached.extend(plan.cached)
+    forward, backward = default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+    return (
+        assemble(forward, "forward", record, num_returned=num_fwd_outputs),
+        assemble(backward, "backward", record, num_returned=_ALL),
+    )
+
+
+def _boxed(gm: GraphModule, _: Any) -> Callback:
+    return make_boxed_func(gm.forward)  # type: ignore[no-any-return]

@@ -1,0 +1,89 @@
+"""Building IR values: shapes are aligned, dtypes promoted, and composite functions spelled with the few that programs know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from plait.errors import UnsupportedError
+from plait.ir import ops
+from plait.ir.program import Builder, Node, Space, Type, join_spaces
+
+
+@dataclass
+class Expressions:
+    """Makes IR nodes; types are inferred here and nowhere else."""
+
+    builder: Builder = field(default_factory=Builder, kw_only=True)
+
+    def const(self, number: float | int | bool, dtype: torch.dtype) -> Node:
+        if dtype.is_floating_point:
+            number = float(number)
+        return self.builder.node(ops.Const(number), (), Type(Space.DENSE, (), dtype))
+
+    def row_length(self, like: Node) -> Node:
+        """Number of entries of a row, as the dtype of `like` and broadcast to its shape."""
+        length = self.builder.node(ops.RowLength(), (), Type(Space.ROW, (), like.type.dtype))
+        return self.broadcast(length, like.type.shape)
+
+    def cast(self, x: Node, dtype: torch.dtype) -> Node:
+        if x.type.dtype == dtype:
+            return x
+        if isinstance(x.op, ops.Const):
+            return self.const(dtype == torch.bool and bool(x.op.value) or x.op.value, dtype)
+        return self.builder.node(ops.Cast(), (x,), Type(x.type.space, x.type.shape, dtype))
+
+    def reshape(self, x: Node, shape: tuple[int, ...]) -> Node:
+        if x.type.shape == shape:
+            return x
+        return self.builder.node(ops.Reshape(), (x,), Type(x.type.space, shape, x.type.dtype))
+
+    def pad(self, x: Node, rank: int) -> Node:
+        """Leading inner axes of size 1, up to `rank` axes."""
+        missing = rank - len(x.type.shape)
+        return self.reshape(x, (1,) * missing + x.type.shape) if missing > 0 else x
+
+    def expand(self, x: Node, shape: tuple[int, ...]) -> Node:
+        if x.type.shape == shape:
+            return x
+        for have, want in zip(x.type.shape, shape, strict=True):
+            if have not in (1, want):
+                raise UnsupportedError(f"cannot broadcast inner shape {x.type.shape} to {shape}")
+        return self.builder.node(ops.Expand(), (x,), Type(x.type.space, shape, x.type.dtype))
+
+    def broadcast(self, x: Node, shape: tuple[int, ...]) -> Node:
+        return self.expand(self.pad(x, len(shape)), shape)
+
+    def inner_reduce(self, x: Node, reduce: ops.Reduce, axes: tuple[int, ...]) -> Node:
+        shape = tuple(size for axis, size in enumerate(x.type.shape) if axis not in axes)
+        return self.builder.node(ops.InnerReduce(reduce, tuple(sorted(axes))), (x,), Type(x.type.space, shape, x.type.dtype))
+
+    def reduce_constant(self, x: Node, reduce: ops.Reduce, init: float) -> Node:
+        """segment_reduce of a value that is the same for all entries of a row: n * x for a sum, x for max and min."""
+        if reduce is ops.Reduce.PROD:
+            raise UnsupportedError("product over entries that are the same for all of a row")
+        if x.type.space is Space.DENSE:
+            zero = self.builder.node(ops.RowLength(), (), Type(Space.ROW, (), x.type.dtype))
+            x = self.pointwise("where", self.pointwise("ge", zero, self.const(0, x.type.dtype)), x, x)
+        length = self.row_length(x)
+        nonempty = self.pointwise("gt", length, self.const(0, x.type.dtype))
+        total = self.pointwise("mul", x, length) if reduce is ops.Reduce.SUM else x
+        if reduce is ops.Reduce.SUM and init != 0.0:
+            raise UnsupportedError("a sum that starts from another number than 0")
+        return self.pointwise("where", nonempty, total, self.const(init, x.type.dtype))
+
+    def pointwise(self, fn: str, *operands: Node) -> Node:
+        """fn of operands broadcast to one shape; dtypes must already be right (a bool condition for `where`)."""
+        rank = max(len(item.type.shape) for item in operands)
+        padded = [self.pad(item, rank) for item in operands]
+        shape = tuple(max((item.type.shape[axis] for item in padded), default=1) for axis in range(rank))
+        if any(0 in item.type.shape for item in padded):
+            shape = tuple(min(item.type.shape[axis] for item in padded) for axis in range(rank))
+        inputs = tuple(self.expand(item, shape) for item in padded)
+        function = ops.POINTWISE[fn]
+        dtype = {"same": inputs[0].type.dtype, "bool": torch.bool, "second": inputs[-1].type.dtype}[function.result]
+        return self.builder.node(ops.Pointwise(fn), inputs, Type(join_spaces(inputs), shape, dtype))
+
+    def like(self, x: Node, number: float) -> Node:
+        return self.const(number, x.type.dtype)

@@ -1,0 +1,104 @@
+"""What a compiled graph calls at run time: a fused program, and the structure of a graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from plait import graph, operators
+from plait.codegen.kernel import Kernel
+from plait.errors import CompilerError, IndexMapError
+from plait.ir.interpret import interpret
+from plait.ir.program import Program
+
+log = logging.getLogger("plait")
+
+
+class Launch:
+    """One program of a compiled graph; a call finds the ordering and runs the kernel, or the interpreter where there is none.
+
+    Called as `launch(num_edges, num_rows, rows, maps, sizes, tensors)`: `rows` is the ordering map int [E] or None, `maps` the
+    index maps int [E] the program gathers by, `sizes` the number of coarse rows of each.
+    """
+
+    def __init__(
+        self, program: Program, kernel: Kernel | None, on_failure: Callable[[str], None], *, wrap: bool = False
+    ) -> None:
+        self.wrap = wrap
+        self.program = program
+        self.kernel = kernel
+        self.on_failure = on_failure
+        self.with_edge_id = program.needs_edge_position()
+        self.__name__ = program.name  # the name in a printed graph
+
+    def __call__(
+        self,
+        num_edges: int,
+        num_rows: int,
+        rows: Tensor | None,
+        maps: Sequence[Tensor],
+        sizes: Sequence[int],
+        tensors: Sequence[Tensor],
+    ) -> list[Tensor]:
+        try:
+            structure = self._structure(num_edges, num_rows, rows, maps, sizes)
+        except IndexMapError:
+            if not self.wrap:
+                raise
+            # checked only after it failed: indices that count from the end are rare, and legal in x[index]
+            maps = [operators.wrapped(item, size) for item, size in zip(maps, sizes, strict=True)]
+            rows = operators.wrapped(rows, num_rows) if rows is not None else None
+            structure = self._structure(num_edges, num_rows, rows, maps, sizes)
+        if self.kernel is not None:
+            try:
+                self.kernel.wait()
+            except CompilerError as error:
+                self.kernel = None
+                self.on_failure(f"{self.program.name}: {error}")
+            else:
+                return self.kernel(tensors, structure, num_rows, num_edges)
+        return interpret(self.program, tensors, structure)
+
+
+    def _structure(
+        self, num_edges: int, num_rows: int, rows: Tensor | None, maps: Sequence[Tensor], sizes: Sequence[int]
+    ) -> graph.Ordering:
+        others = list(zip(maps, sizes, strict=True))
+        if rows is None:
+            return graph.natural(num_edges, others)
+        return graph.ordered(rows, num_rows, others, with_edge_id=self.with_edge_id)
+
+
+class StructureCall:
+    """The structure of a graph: computed when its index tensors are new, found by their content otherwise."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.code = module.code
+        self.__name__ = "structure"
+
+    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+        key = ("structure", self.code, tuple(graph.content_key(item) if isinstance(item, Tensor) else item for item in inputs))
+        found = graph.STRUCTURE.get(key)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        # normal tensors even under inference_mode: a training step may find them next
+        with torch.inference_mode(False), torch.no_grad():
+            values = self.module(*inputs)
+        result = tuple(_private(item, inputs) if isinstance(item, Tensor) else item for item in values)
+        num_bytes = sum(item.untyped_storage().nbytes() for item in result if isinstance(item, Tensor))
+        graph.STRUCTURE.put(key, result, num_bytes)
+        return result
+
+
+def _private(item: Tensor, inputs: Sequence[Any]) -> Tensor:
+    """`item` as a tensor that shares memory with nothing the user holds, registered as such."""
+    storages = {other.untyped_storage().data_ptr() for other in inputs if isinstance(other, Tensor)}
+    if item.untyped_storage().data_ptr() in storages or not item.is_contiguous():
+        item = item.clone(memory_format=torch.contiguous_format)
+    return graph.freeze(item)

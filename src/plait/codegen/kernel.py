@@ -1,0 +1,145 @@
+"""A compiled program: its source, its library, and the call."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from plait import memory
+from plait.codegen.cpp import print_cpp
+from plait.codegen.factor import factor
+from plait.codegen.schedule import Schedule, identifier, schedule
+from plait.codegen.simplify import rebuild
+from plait.codegen.target import native_target
+from plait.errors import ShapeError
+from plait.ir.program import Program, Space
+from plait.native import library
+
+if TYPE_CHECKING:
+    from plait.graph import Ordering
+
+_INTEGERS = {torch.int32: "int32_t", torch.int64: "int64_t"}
+_Variant = tuple[torch.dtype, torch.dtype]  # of the index maps, of the edge positions
+
+
+@functools.cache
+def prelude() -> str:
+    """The vectors and functions every source starts with."""
+    return (pathlib.Path(__file__).parent / "prelude.h").read_text()
+
+
+def compile_programs(programs: Sequence[Program]) -> list[Kernel]:
+    """Kernels of all programs, from one shared library whose build starts at once and is waited for at the first launch."""
+    target = native_target()
+    drafts = []
+    for number, program in enumerate(programs):
+        reduced = rebuild(factor(rebuild(program)))
+        plan = schedule(reduced, target)
+        symbol = f"plait_{number}_{identifier(program.name)}"
+        drafts.append((program, plan, symbol, print_cpp(reduced, plan, symbol)))
+    shared = _Library([source for _, _, _, source in drafts], identifier(programs[0].name) if programs else "empty")
+    if drafts:
+        shared.build((torch.int32, torch.int32))
+    return [Kernel(program, plan, source, shared, symbol) for program, plan, symbol, source in drafts]
+
+
+class _Library:
+    """The functions of some kernels, built for the integer types of the index maps that occur (nearly always 32 bits)."""
+
+    def __init__(self, sources: Sequence[str], name: str) -> None:
+        self._sources = tuple(sources)
+        self._name = name
+        self._futures: dict[_Variant, library.LibraryFuture] = {}
+
+    def source(self, variant: _Variant) -> str:
+        types = f"typedef {_INTEGERS[variant[0]]} index_t;\ntypedef {_INTEGERS[variant[1]]} position_t;\n"
+        return "\n".join([prelude(), types, *self._sources])
+
+    def build(self, variant: _Variant) -> library.LibraryFuture:
+        if variant not in self._futures:
+            self._futures[variant] = library.build(self.source(variant), self._name)
+        return self._futures[variant]
+
+
+class Kernel:
+    """A program, how it runs, its C++ source, and the call that runs it."""
+
+    def __init__(self, program: Program, plan: Schedule, source: str, shared: _Library, symbol: str) -> None:
+        self.program = program
+        self.schedule = plan
+        self.source = source
+        self._shared = shared
+        self._symbol = symbol
+        self._functions: dict[_Variant, Any] = {}
+        self._arguments = ctypes.c_void_p * (len(program.inputs) + len(program.outputs) + 2 + len(program.maps))
+        self._inputs = tuple((item.shape, item.dtype, item.access, item.index_map) for item in program.inputs)
+        self._outputs = tuple((out.value.type.space, out.value.type.shape, out.value.type.dtype) for out in program.outputs)
+
+    def wait(self) -> None:
+        """Wait until the kernel is built. Raises CompilerError."""
+        self._function((torch.int32, torch.int32))
+
+    def __call__(self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int) -> list[Tensor]:
+        """Run it: tensors by input, the ordering, its sizes -> the outputs."""
+        if torch.autograd._profiler_enabled():  # type: ignore[no-untyped-call]
+            with torch.profiler.record_function(self.program.name):
+                return self._launch(tensors, structure, num_rows, num_edges)
+        return self._launch(tensors, structure, num_rows, num_edges)
+
+    def _launch(self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int) -> list[Tensor]:
+        if len(tensors) != len(self._inputs) or len(structure.indices) != len(self.program.maps):
+            raise ShapeError(
+                f"{self.program.name}: expected {len(self._inputs)} tensors and {len(self.program.maps)} index maps, "
+                f"got {len(tensors)} and {len(structure.indices)}"
+            )
+        held: list[Tensor] = []  # copies that must live until the launch is over
+        pointers: list[int | None] = []
+        sizes = {"edge": num_edges, "row": num_rows}
+        for number, (tensor, (shape, dtype, access, _)) in enumerate(zip(tensors, self._inputs, strict=True)):
+            given = tensor.shape
+            leading = sizes.get(access)
+            if access != "dense":
+                given = given[1:]
+                if leading is not None and tensor.shape[:1] != (leading,):
+                    raise self._shape_error(number, tensor, num_rows, num_edges)
+            if given != shape or tensor.dtype is not dtype or (access != "dense" and not tensor.dim()):
+                raise self._shape_error(number, tensor, num_rows, num_edges)
+            if not tensor.is_contiguous():
+                tensor = tensor.contiguous()
+                held.append(tensor)
+            pointers.append(tensor.data_ptr())
+        outputs = []
+        for space, shape, dtype in self._outputs:
+            full = shape if space is Space.DENSE else ((num_rows if space is Space.ROW else num_edges), *shape)
+            out = memory.empty(full, dtype)
+            outputs.append(out)
+            pointers.append(out.data_ptr())
+        pointers.append(structure.indptr.data_ptr() if structure.indptr is not None else None)
+        edge_id, indices = structure.edge_id, structure.indices
+        pointers.append(edge_id.data_ptr() if edge_id is not None else None)
+        pointers += [index.data_ptr() for index in indices]
+        variant = (indices[0].dtype if indices else torch.int32, edge_id.dtype if edge_id is not None else torch.int32)
+        function = self._functions.get(variant) or self._function(variant)
+        function(self._arguments(*pointers), num_rows, num_edges, library.num_threads())
+        return outputs
+
+    def _function(self, variant: _Variant) -> Any:
+        function = getattr(self._shared.build(variant).result(), self._symbol)
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+        function.restype = None
+        self._functions[variant] = function
+        return function
+
+    def _shape_error(self, number: int, tensor: Tensor, num_rows: int, num_edges: int) -> ShapeError:
+        item = self.program.inputs[number]
+        leading = {"edge": [str(num_edges)], "row": [str(num_rows)], "at": ["any"], "dense": []}[item.access]
+        expected = ", ".join([*leading, *map(str, item.shape)])
+        return ShapeError(
+            f"{self.program.name}: input {item.name} expected [{expected}] {item.dtype}, got {list(tensor.shape)} {tensor.dtype}"
+        )

@@ -1,0 +1,48 @@
+"""What the schedule must know of the machine: how long its vectors are."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+# name of the C++ scalar type that computes a dtype; a bool is a mask of i32 lanes
+SCALARS = {torch.float32: "f32", torch.float64: "f64", torch.int32: "i32", torch.int64: "i64", torch.bool: "i32"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """vector_bytes: length of a vector register; registers: number of them."""
+
+    vector_bytes: int = 64
+    registers: int = 32
+
+    def lanes(self, dtype: torch.dtype) -> int:
+        """Number of lanes of a full vector.
+
+        >>> Target(64).lanes(torch.float64)
+        8
+        """
+        return self.vector_bytes // (4 if dtype is torch.bool else dtype.itemsize)
+
+
+@cache
+def native_target() -> Target:
+    """This machine, which is what -march=native compiles for."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability.startswith("AVX512"):
+        return Target(64, 32)
+    if capability.startswith("AVX2"):
+        return Target(32, 16)
+    return Target(16, 32 if platform.machine() in ("aarch64", "arm64") else 16)
+
+
+def power_of_two_below(limit: int) -> int:
+    """The largest power of two <= limit.
+
+    >>> power_of_two_below(33)
+    32
+    """
+    return 1 << (limit.bit_length() - 1)

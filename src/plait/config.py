@@ -1,0 +1,92 @@
+"""Options of a compile, and the only reader of the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+from plait.errors import OptionError
+
+RESTS = ("eager", "inductor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `torch.compile(model, backend="plait", options={...})` and `plait.compile(model, ...)` accept.
+
+    rest: who runs what is not fused, "eager" or "inductor".
+    stop_after: name of the last graph pass to run, for debugging; None runs them all.
+    strict: a fallback is an error; None means what PLAIT_STRICT says.
+    """
+
+    rest: str = "eager"
+    stop_after: str | None = None
+    strict: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.rest not in RESTS:
+            raise OptionError(f"rest: expected one of {', '.join(map(repr, RESTS))}, got {self.rest!r}")
+
+    @staticmethod
+    def parse(given: dict[str, Any]) -> Options:
+        """The options a user gave by name; a name that does not exist is an error that lists the valid ones."""
+        valid = [field.name for field in dataclasses.fields(Options)]
+        unknown = sorted(set(given) - set(valid))
+        if unknown:
+            raise OptionError(f"unknown option {', '.join(map(repr, unknown))}; valid options: {', '.join(valid)}")
+        return Options(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What the environment says. Read when it is needed, so that a test or a notebook can change it.
+
+    PLAIT_STRICT=1           fallbacks are errors
+    PLAIT_DUMP=dir           write the graph after each pass, the programs and the sources there
+    PLAIT_CACHE_DIR=dir      built kernels (default: $XDG_CACHE_HOME/plait, else ~/.cache/plait)
+    PLAIT_CACHE_BYTES=n      bound of that directory (default 256 MiB)
+    PLAIT_GRAPH_BYTES=n      bound of the structure kept between steps, in memory (default 1 GiB; the newest graph always stays)
+    PLAIT_POOL_BYTES=n       bound of the idle buffers kept for reuse (default 1 GiB)
+    PLAIT_CXX=path           C++ compiler (default: $CXX, g++, clang++)
+    PLAIT_DYNAMO_FLAGS=0     leave torch._dynamo.config alone when the backend is loaded
+    """
+
+    strict: bool
+    dump: pathlib.Path | None
+    cache_dir: pathlib.Path
+    cache_bytes: int
+    graph_bytes: int
+    pool_bytes: int
+    compiler: str | None
+    dynamo_flags: bool
+
+
+def environment() -> Environment:
+    """The environment as it is now."""
+    get = os.environ.get
+    dump = get("PLAIT_DUMP")
+    base = get("PLAIT_CACHE_DIR")
+    if not base:
+        base = os.path.join(get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "plait")
+    return Environment(
+        strict=get("PLAIT_STRICT", "0") not in ("", "0"),
+        dump=pathlib.Path(dump) if dump else None,
+        cache_dir=pathlib.Path(base),
+        cache_bytes=_bytes("PLAIT_CACHE_BYTES", 256 << 20),
+        graph_bytes=_bytes("PLAIT_GRAPH_BYTES", 1 << 30),
+        pool_bytes=_bytes("PLAIT_POOL_BYTES", 1 << 30),
+        compiler=get("PLAIT_CXX") or get("CXX"),
+        dynamo_flags=get("PLAIT_DYNAMO_FLAGS", "1") != "0",
+    )
+
+
+def _bytes(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    if not text.isdigit():
+        raise OptionError(f"{name}: expected a number of bytes, got {text!r}")
+    return int(text)

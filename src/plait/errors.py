@@ -1,0 +1,37 @@
+"""Every exception plait raises. One base; each also inherits the built-in that fits."""
+
+
+class PlaitError(Exception):
+    """Base of everything plait raises on purpose."""
+
+
+class OptionError(PlaitError, ValueError):
+    """An option that does not exist, or a value it cannot take."""
+
+
+class IndexMapError(PlaitError, IndexError):
+    """An index map holds an entry outside the rows it points into."""
+
+
+class ShapeError(PlaitError, ValueError):
+    """Tensors whose shapes do not belong together."""
+
+
+class CompilerError(PlaitError, RuntimeError):
+    """The C++ compiler is missing, or did not accept a generated source."""
+
+
+class LibraryCacheError(PlaitError, OSError):
+    """The directory of built kernels cannot be used, or holds a file that must not be loaded."""
+
+
+class ProgramError(PlaitError, AssertionError):
+    """A program that breaks its own rules: a bug of plait, never of the user."""
+
+
+class UnsupportedError(PlaitError, NotImplementedError):
+    """A piece of a model that plait does not compile. Recorded as a fallback, raised only in strict mode."""
+
+
+class DataError(PlaitError, ValueError):
+    """A data set that is missing, broken or not in the documented format."""

@@ -1,0 +1,436 @@
+"""The graph at run time: orderings of a fine domain by its index maps, found again by content.
+
+Tensors of the user are never recognised by identity or version: writes through `.data` and `.numpy()` leave both as they were.
+What is recognised is content, by a 128-bit hash that is read at the speed of memory.
+
+Legend: E fine rows (edges), N coarse rows.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from plait import memory
+from plait.config import environment
+from plait.errors import CompilerError, IndexMapError, ShapeError
+from plait.native import library
+
+_log = logging.getLogger(__name__)
+
+_INT32_END = 2**31
+_SOURCE = pathlib.Path(__file__).parent / "native" / "graph.cpp"
+_MAP_DTYPES = (torch.int32, torch.int64)
+_SORTED, _UNSORTED = -2, -1  # what a scan says when every entry is inside its range
+
+
+class ContentKey(NamedTuple):  # not a dataclass: it is hashed in every call of every kernel, and a tuple is ten times faster
+    """high, low: 128 bits of hash; shape and dtype of the tensor."""
+
+    high: int
+    low: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Ordering:
+    """A fine domain ordered by one map, other maps permuted along.
+
+    num_edges, num_rows: E and N (N is 0 for the natural order).
+    indptr: int64 [N + 1]; None for the natural (user's) order.
+    edge_id: int32 (int64 if E >= 2^31) [E], position in the user's order of entry k; None if not requested, or if entry k is k.
+    indices: the other maps, permuted, each [E]; all int32 if every range is below 2^31, otherwise all int64.
+    is_identity: whether entry k is the user's edge k: the natural order, or a map that ascends already.
+    """
+
+    num_edges: int
+    num_rows: int
+    indptr: Tensor | None
+    edge_id: Tensor | None
+    indices: tuple[Tensor, ...]
+    is_identity: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Sort:
+    """What orderings by one map share; it lives as long as one of them is cached."""
+
+    indptr: Tensor
+    edge_id: Tensor | None
+    is_identity: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """entries and bytes held; hits and misses since the process began or `clear`."""
+
+    entries: int
+    bytes: int
+    hits: int
+    misses: int
+
+
+# --------------------------------------------------------------------------------------------------------- structure cache
+
+# How much is held before a single entry has been missed after it was dropped, see `StructureCache`.
+_INITIAL_BYTES = 128 << 20
+_NUM_GHOSTS = 4096
+
+
+class StructureCache:
+    """What was computed from index tensors alone: least recently used first out, bounded in bytes; the newest entry stays.
+
+    The bound starts at 128 MiB and grows, up to the limit, by the size of every entry that is asked for after it was dropped: a
+    few graphs seen again and again get the room they need by their third round, and graphs that never come back (edges drawn
+    anew at every step) don't fill memory that nobody will read.
+    """
+
+    def __init__(self, limit_bytes: Callable[[], int]) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.RLock()
+        self._entries: collections.OrderedDict[Hashable, tuple[Any, int]] = collections.OrderedDict()
+        self._ghosts: collections.OrderedDict[Hashable, int] = collections.OrderedDict()  # dropped keys and their bytes
+        self._bytes = self._hits = self._misses = 0
+        self._room = _INITIAL_BYTES
+
+    def get(self, key: Hashable) -> Any | None:
+        """The value put under this key, or None."""
+        with self._lock:
+            found = self._entries.get(key)
+            if found is None:
+                self._misses += 1
+                self._room += self._ghosts.pop(key, 0)
+                return None
+            self._entries.move_to_end(key)
+            self._hits += 1
+            return found[0]
+
+    def put(self, key: Hashable, value: Any, nbytes: int) -> None:
+        """Keep a value of so many bytes, and drop the least recently used ones above the bound."""
+        limit = self._limit_bytes()
+        dropped = []  # freed after the lock is: a destructor may be long, or come back here
+        with self._lock:
+            self._room = max(min(self._room, limit), min(_INITIAL_BYTES, limit))
+            replaced = self._entries.pop(key, None)
+            if replaced is not None:
+                self._bytes -= replaced[1]
+                dropped.append(replaced[0])
+            self._entries[key] = (value, nbytes)
+            self._bytes += nbytes
+            while self._bytes > self._room and len(self._entries) > 1:
+                old_key, (old_value, old_bytes) = self._entries.popitem(last=False)
+                self._bytes -= old_bytes
+                self._ghosts[old_key] = old_bytes
+                dropped.append(old_value)
+            while len(self._ghosts) > _NUM_GHOSTS:
+                self._ghosts.popitem(last=False)
+
+    def clear(self) -> None:
+        """Drop everything, also what was learnt about how much room is needed."""
+        with self._lock:
+            dropped = self._entries
+            self._entries = collections.OrderedDict()
+            self._ghosts.clear()
+            self._bytes = self._hits = self._misses = 0
+            self._room = _INITIAL_BYTES
+        dropped.clear()
+
+    def stats(self) -> CacheStats:
+        """The counts now."""
+        with self._lock:
+            return CacheStats(len(self._entries), self._bytes, self._hits, self._misses)
+
+    def after_fork_in_child(self) -> None:
+        """The lock may have been held by a thread that is not here."""
+        self._lock = threading.RLock()
+
+
+STRUCTURE = StructureCache(lambda: environment().graph_bytes)
+os.register_at_fork(after_in_child=STRUCTURE.after_fork_in_child)
+
+
+# ---------------------------------------------------------------------------------------------------------------- content
+
+# By address first: that is all that most lookups, of tensors that are not frozen, have to pay for.
+_FROZEN: dict[int, dict[Hashable, ContentKey]] = {}
+
+
+def freeze(t: Tensor, key: ContentKey | None = None) -> Tensor:
+    """Remember the content of a tensor that nobody but plait can write to; the tensor itself.
+
+    From then on, while this tensor object lives, `content_key` of it or of an alias (same memory, shape, strides and dtype)
+    costs nothing. `key`: its content key, if the caller knows it.
+    """
+    found = content_key(t) if key is None else key
+    _FROZEN.setdefault(t.data_ptr(), {})[_place(t)] = found
+    # It runs before the memory can be given to another tensor.
+    weakref.finalize(t, _thaw, t.data_ptr(), _place(t)).atexit = False
+    return t
+
+
+def _thaw(address: int, place: Hashable) -> None:
+    here = _FROZEN.get(address, {})
+    here.pop(place, None)
+    if not here:
+        _FROZEN.pop(address, None)
+
+
+def _place(t: Tensor) -> Hashable:
+    return t.shape, t.stride(), t.dtype
+
+
+def content_key(t: Tensor) -> ContentKey:
+    """The content of a tensor as a dictionary key: equal for equal shape, dtype and values (bit by bit), else different."""
+    address = t.data_ptr()
+    here = _FROZEN.get(address)
+    frozen = here.get(_place(t)) if here else None
+    if frozen is not None:
+        return frozen
+    shape, dtype = t.shape, t.dtype
+    native = _native()
+    if native is None or not t.is_cpu:
+        plain = t.detach().resolve_conj().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
+        digest = hashlib.blake2b(plain.view(-1).view(torch.uint8).numpy().data, digest_size=16).digest()
+        return ContentKey(int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"), shape, dtype)
+    out = (ctypes.c_uint64 * 2)()
+    if len(shape) == 1 and dtype in _MAP_DTYPES:
+        native.plait_hash(address, shape[0], t.stride(0), dtype.itemsize, library.num_threads(), out)
+        return ContentKey(out[0], out[1], shape, dtype)
+    t = t.detach().resolve_conj().resolve_neg().contiguous()
+    native.plait_hash(t.data_ptr(), t.numel() * dtype.itemsize, 1, 1, library.num_threads(), out)
+    return ContentKey(out[0], out[1], shape, dtype)
+
+
+# -------------------------------------------------------------------------------------------------------------- orderings
+
+# Sorts by (content of the map, N), alive while a cached ordering holds them.
+_SORTS: weakref.WeakValueDictionary[Hashable, _Sort] = weakref.WeakValueDictionary()
+
+
+def ordered(rows: Tensor, num_rows: int, others: Sequence[tuple[Tensor, int]], *, with_edge_id: bool) -> Ordering:
+    """The fine domain sorted by `rows`; within a row, edges keep the user's order.
+
+    rows: int32 or int64 [E], entries in [0, num_rows); others: maps int32 or int64 [E], each with the size of its range.
+    Built once for every content. Raises IndexMapError for an entry outside its range or a dtype that is not int32 or int64,
+    ShapeError for maps that are not vectors of one length.
+
+    >>> found = ordered(torch.tensor([1, 0, 1]), 2, [(torch.tensor([5, 6, 7]), 8)], with_edge_id=True)
+    >>> found.indptr.tolist(), found.edge_id.tolist(), found.indices[0].tolist()
+    ([0, 1, 3], [1, 0, 2], [6, 5, 7])
+    """
+    rows_key = (content_key(rows), num_rows)
+    others_key = tuple([(content_key(other), size) for other, size in others])
+    found = STRUCTURE.get(("ordered", rows_key, others_key, with_edge_id))
+    if found is not None:
+        ordering: Ordering = found[0]
+        return ordering
+    # Without it, one that was built with edge_id serves as well.
+    wider = None if with_edge_id else STRUCTURE.get(("ordered", rows_key, others_key, True))
+    if wider is not None:
+        wide: Ordering = wider[0]
+        return replace(wide, edge_id=None)
+    _check_vectors((rows, *[other for other, _ in others]))
+    with torch.inference_mode(False):  # what is cached here must serve a training step too
+        sort, indices = _sort(rows, num_rows, others, with_edge_id, _SORTS.get(rows_key))
+    _SORTS[rows_key] = sort
+    edge_id = sort.edge_id if with_edge_id else None
+    ordering = Ordering(rows.shape[0], num_rows, sort.indptr, edge_id, indices, sort.is_identity)
+    held = [tensor for tensor in (sort.indptr, sort.edge_id, *indices) if tensor is not None]
+    STRUCTURE.put(("ordered", rows_key, others_key, with_edge_id), (ordering, sort), _num_bytes(held))
+    return ordering
+
+
+def natural(num_edges: int, others: Sequence[tuple[Tensor, int]]) -> Ordering:
+    """The fine domain in the user's order: maps checked, and narrowed to int32 where they fit. Raises as `ordered` does."""
+    key = ("natural", num_edges, tuple([(content_key(other), size) for other, size in others]))
+    found = STRUCTURE.get(key)
+    if found is not None:
+        ordering: Ordering = found
+        return ordering
+    _check_vectors([other for other, _ in others], num_edges)
+    with torch.inference_mode(False):
+        for position, (other, size) in enumerate(others):
+            _scan(other, size, f"map {position}")
+        dtype = _index_dtype(others)
+        indices = tuple([_copy(other, dtype) for other, _ in others])
+    ordering = Ordering(num_edges, 0, None, None, indices, is_identity=True)
+    STRUCTURE.put(key, ordering, _num_bytes(indices))
+    return ordering
+
+
+def prepare() -> None:
+    """Start to build the native half of this module, so that it is there when the first graph comes."""
+    library.build(_source(), "graph")
+
+
+def _sort(
+    rows: Tensor, num_rows: int, others: Sequence[tuple[Tensor, int]], with_edge_id: bool, known: _Sort | None
+) -> tuple[_Sort, tuple[Tensor, ...]]:
+    """Sort by `rows`, or permute by a sort that is known already; the sort and the other maps in its order."""
+    order = _UNSORTED if known is not None else _scan(rows, num_rows, "the ordering map")
+    for position, (other, size) in enumerate(others):
+        _scan(other, size, f"map {position}")
+    dtype = _index_dtype(others)
+    if order == _SORTED:
+        known = _Sort(_pointers(rows, num_rows), None, is_identity=True)
+    if known is not None and known.is_identity:
+        return known, tuple([_copy(other, dtype) for other, _ in others])
+    if known is not None and known.edge_id is not None:
+        edge_id = known.edge_id
+        return known, tuple([_permuted(edge_id, other, dtype) for other, _ in others])
+    if len(others) == 1 and dtype is torch.int32 and not with_edge_id:
+        # The map itself is the payload of the sort: no permutation is written, and nothing is gathered through it.
+        indptr, index = _counting_sort(rows, num_rows, others[0][0], dtype)
+        return known or _Sort(indptr, None, is_identity=False), (index,)
+    id_dtype = torch.int32 if rows.shape[0] < _INT32_END else torch.int64
+    indptr, edge_id = _counting_sort(rows, num_rows, None, id_dtype)
+    indices = tuple([_permuted(edge_id, other, dtype) for other, _ in others])
+    return _Sort(known.indptr if known else indptr, edge_id if with_edge_id else None, is_identity=False), indices
+
+
+def _check_vectors(maps: Sequence[Tensor], length: int | None = None) -> None:
+    for position, index in enumerate(maps):
+        if index.dtype not in _MAP_DTYPES:
+            raise IndexMapError(
+                f"index map: expected int64 or int32, got {str(index.dtype).removeprefix('torch.')} (map {position})\n"
+                "  Convert it with .long(); a mask becomes an index map with .nonzero()."
+            )
+        if index.dim() != 1:
+            raise ShapeError(f"index map: expected one dimension, got shape {list(index.shape)} (map {position})")
+        if index.shape[0] != (length if length is not None else maps[0].shape[0]):
+            expected = length if length is not None else maps[0].shape[0]
+            raise ShapeError(
+                f"index map: maps of one domain have one length, expected {expected}, got {index.shape[0]} (map {position})"
+            )
+
+
+def _outside(index: Tensor, size: int, position: int, what: str) -> IndexMapError:
+    valid = f"0 to {size - 1}" if size > 0 else "none"
+    value = int(index[position])
+    return IndexMapError(
+        f"index map: {what} holds {value} at position {position}, but it points into {size} rows (valid: {valid})\n"
+        "  If ids start at 1, subtract 1; if rows are missing, pass their number (such as num_nodes)."
+    )
+
+
+def _index_dtype(others: Sequence[tuple[Tensor, int]]) -> torch.dtype:
+    return torch.int32 if all(size < _INT32_END for _, size in others) else torch.int64
+
+
+def _num_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+# -------------------------------------------------- native steps; each with its meaning in torch, for when there is no compiler
+
+
+@functools.lru_cache(maxsize=1)
+def _source() -> str:
+    return _SOURCE.read_text()
+
+
+@functools.lru_cache(maxsize=1)
+def _native() -> ctypes.CDLL | None:
+    """The built graph.cpp, or None if it cannot be built (said once)."""
+    try:
+        native = library.build_now(_source(), "graph")
+    except CompilerError as error:
+        _log.warning("%s\n  Graphs are ordered by torch operators instead: same results, slower.", error)
+        return None
+    pointer, count, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    index = (pointer, count, count, small)  # data, length, stride, bytes per element
+    native.plait_hash.argtypes = (*index, small, pointer)
+    native.plait_hash.restype = None
+    native.plait_scan.argtypes = (*index, count, small)
+    native.plait_scan.restype = count
+    native.plait_sort.argtypes = (*index, count, pointer, count, small, pointer, pointer, small, small)
+    native.plait_sort.restype = small
+    native.plait_pointers.argtypes = (*index, count, pointer, small)
+    native.plait_pointers.restype = None
+    native.plait_permute.argtypes = (pointer, small, pointer, count, small, pointer, small, count, small)
+    native.plait_permute.restype = None
+    return native
+
+
+def _argument(index: Tensor) -> tuple[int, int, int, int]:
+    return index.data_ptr(), index.shape[0], index.stride(0), index.itemsize
+
+
+def _scan(index: Tensor, size: int, what: str) -> int:
+    """Whether a map ascends: _SORTED or _UNSORTED. Raises IndexMapError for the first entry outside [0, size)."""
+    native = _native()
+    if native is not None:
+        found: int = native.plait_scan(*_argument(index), size, library.num_threads())
+    else:
+        outside = ((index < 0) | (index >= size)).nonzero()
+        ascends = bool((index[1:] >= index[:-1]).all())
+        found = int(outside[0]) if outside.numel() else _SORTED if ascends else _UNSORTED
+    if found >= 0:
+        raise _outside(index, size, found, what)
+    return found
+
+
+def _counting_sort(rows: Tensor, num_rows: int, payload: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """indptr int64 [N + 1], and the payload [E] (the positions if None) sorted by row, stable, as `dtype`."""
+    native = _native()
+    if native is None:
+        order = torch.sort(rows, stable=True).indices
+        return _pointers(rows, num_rows), (order if payload is None else payload[order]).to(dtype)
+    indptr = memory.empty((num_rows + 1,), torch.int64)
+    out = memory.empty(rows.shape, dtype)
+    source = (None, 0, 0) if payload is None else (payload.data_ptr(), payload.stride(0), payload.itemsize)
+    failed = native.plait_sort(
+        *_argument(rows), num_rows, *source, indptr.data_ptr(), out.data_ptr(), out.itemsize, library.num_threads()
+    )
+    if failed:
+        raise MemoryError(f"sorting {rows.shape[0]} edges by row: no memory for {8 * rows.shape[0]} bytes")
+    return indptr, out
+
+
+def _pointers(rows: Tensor, num_rows: int) -> Tensor:
+    """indptr int64 [N + 1] of rows that ascend (without a compiler: of any rows)."""
+    native = _native()
+    if native is None:
+        return torch.nn.functional.pad(torch.bincount(rows, minlength=num_rows).cumsum(0), (1, 0))
+    indptr = memory.empty((num_rows + 1,), torch.int64)
+    native.plait_pointers(*_argument(rows), num_rows, indptr.data_ptr(), library.num_threads())
+    return indptr
+
+
+def _permuted(edge_id: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """index[edge_id] as `dtype`, [E]."""
+    native = _native()
+    if native is None:
+        return index[edge_id].to(dtype)
+    out = memory.empty(index.shape, dtype)
+    native.plait_permute(
+        edge_id.data_ptr(),
+        edge_id.itemsize,
+        index.data_ptr(),
+        index.stride(0),
+        index.itemsize,
+        out.data_ptr(),
+        out.itemsize,
+        index.shape[0],
+        library.num_threads(),
+    )
+    return out
+
+
+def _copy(index: Tensor, dtype: torch.dtype) -> Tensor:
+    # Always a copy: the user may write to the map later, and what is cached must stay what its key says.
+    return memory.empty(index.shape, dtype).copy_(index)

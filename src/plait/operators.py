@@ -1,0 +1,140 @@
+"""`plait::gather`, `plait::segment_reduce`, `plait::uniform`, `plait::dropout`: real torch operators, so that a graph can be run after every pass.
+
+Each has an eager kernel in plain torch (any device), a fake kernel and, where a gradient exists, an autograd formula written in
+these same operators and aten; differentiating twice therefore works in eager mode.
+
+Legend: N coarse rows, E fine rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait import segment
+
+_LIBRARY = torch.library.Library("plait", "DEF")
+# wrap: entries in [-N, 0) count from the end, as in x[index]; without it they are an error, as in x.index_select(0, index)
+_LIBRARY.define("gather(Tensor x, Tensor index, bool wrap=False) -> Tensor")
+_LIBRARY.define(
+    "segment_reduce(Tensor values, Tensor index, SymInt num_rows, str reduce, float init=0., bool include_init=False, "
+    "bool wrap=False) -> Tensor"
+)
+_LIBRARY.define("uniform(Tensor seed, SymInt num_rows, SymInt[] inner_shape, ScalarType dtype) -> Tensor")
+_LIBRARY.define("dropout(Tensor x, float p) -> Tensor")
+
+
+def wrapped(index: Tensor, num_rows: int) -> Tensor:
+    """Entries in [-num_rows, 0) made non-negative."""
+    return torch.where(index < 0, index + num_rows, index)
+
+
+def _gather(x: Tensor, index: Tensor, wrap: bool = False) -> Tensor:
+    return segment.gather(x, wrapped(index, x.shape[0]) if wrap else index)
+
+
+def _segment_reduce(
+    values: Tensor,
+    index: Tensor,
+    num_rows: int,
+    reduce: str,
+    init: float = 0.0,
+    include_init: bool = False,
+    wrap: bool = False,
+) -> Tensor:
+    index = wrapped(index, num_rows) if wrap else index
+    return segment.segment_reduce(values, index, num_rows, reduce=reduce, init=init, include_init=include_init)
+
+
+def _uniform(seed: Tensor, num_rows: int, inner_shape: list[int], dtype: torch.dtype) -> Tensor:
+    """Counter-based draws in [0, 1), [num_rows, *inner_shape]; row r is drawn for position r (see `segment.counter_uniform`)."""
+    position = torch.arange(num_rows, device=seed.device)
+    return segment.counter_uniform(seed, position, tuple(inner_shape), dtype)
+
+
+def _dropout(x: Tensor, p: float) -> Tensor:
+    """Training dropout that the compiler has not decided about yet; it never reaches a run."""
+    return torch.native_dropout(x, p, True)[0]
+
+
+for _name, _kernel in (("gather", _gather), ("segment_reduce", _segment_reduce), ("uniform", _uniform), ("dropout", _dropout)):
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("plait::gather", lib=_LIBRARY)
+def _(x: Tensor, index: Tensor, wrap: bool = False) -> Tensor:
+    return x.new_empty((index.shape[0], *x.shape[1:]))
+
+
+@torch.library.register_fake("plait::segment_reduce", lib=_LIBRARY)
+def _(
+    values: Tensor,
+    index: Tensor,
+    num_rows: int,
+    reduce: str,
+    init: float = 0.0,
+    include_init: bool = False,
+    wrap: bool = False,
+) -> Tensor:
+    return values.new_empty((num_rows, *values.shape[1:]))
+
+
+@torch.library.register_fake("plait::uniform", lib=_LIBRARY)
+def _(seed: Tensor, num_rows: int, inner_shape: list[int], dtype: torch.dtype) -> Tensor:
+    return seed.new_empty((num_rows, *inner_shape), dtype=dtype)
+
+
+@torch.library.register_fake("plait::dropout", lib=_LIBRARY)
+def _(x: Tensor, p: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+gather = torch.ops.plait.gather.default
+segment_reduce = torch.ops.plait.segment_reduce.default
+uniform = torch.ops.plait.uniform.default
+dropout = torch.ops.plait.dropout.default
+
+
+def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, index, ctx.wrap = inputs
+    ctx.num_rows = x.shape[0]
+    ctx.save_for_backward(index)
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    """d gather = segment sum: every row receives the gradients of the entries that read it."""
+    (index,) = ctx.saved_tensors
+    return segment_reduce(grad, index, ctx.num_rows, "sum", wrap=ctx.wrap), None, None
+
+
+def _segment_reduce_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, index, _, reduce, init, _, ctx.wrap = inputs
+    ctx.reduce, ctx.init = reduce, init
+    if reduce == "sum":
+        ctx.save_for_backward(index)
+        return
+    ctx.save_for_backward(index, values, output)
+
+
+def _segment_reduce_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """sum: gather. max and min: the gradient of a row is split between all entries equal to its result, and `init` counts as one
+    of them even where it took no part in the reduction: that is what `aten.scatter_reduce` does, and it is the oracle."""
+    if ctx.reduce == "sum":
+        (index,) = ctx.saved_tensors
+        return gather(grad, index, ctx.wrap), None, None, None, None, None, None
+    if ctx.reduce == "prod":
+        raise NotImplementedError("plait::segment_reduce: prod has no gradient here; canonicalize leaves it to aten")
+    index, values, result = ctx.saved_tensors
+    is_result = values == gather(result, index, ctx.wrap)
+    ties = segment_reduce(is_result.to(grad.dtype), index, grad.shape[0], "sum", wrap=ctx.wrap)
+    ties = ties + (result == ctx.init).to(grad.dtype)
+    share = gather(grad / ties, index, ctx.wrap)
+    return torch.where(is_result, share, torch.zeros_like(share)), None, None, None, None, None, None
+
+
+torch.library.register_autograd("plait::gather", _gather_backward, setup_context=_gather_setup, lib=_LIBRARY)
+torch.library.register_autograd(
+    "plait::segment_reduce", _segment_reduce_backward, setup_context=_segment_reduce_setup, lib=_LIBRARY
+)

@@ -1,0 +1,266 @@
+"""The many spellings of a gather and of a scatter become `plait::gather` and `plait::segment_reduce`.
+
+Every row of `SPELLINGS` is one aten operator with its index idiom; nothing here spans more. What does not fit a row stays as it is,
+and its reason is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from plait import operators
+from plait.passes.edit import (
+    Editor,
+    argument,
+    aten,
+    is_call,
+    is_integral,
+    is_tensor,
+    replace,
+    same_shape,
+    same_size,
+    source_line,
+    value,
+)
+
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default)
+_SCATTER_REDUCTIONS = {"sum": "sum", "amax": "max", "amin": "min"}
+
+
+def canonicalize(graph: Graph) -> list[str]:
+    """Rewrites `graph` in place; returns a line for each gather or scatter left as it was, with the reason."""
+    reasons = []
+    for node in list(graph.nodes):
+        spelling = SPELLINGS.get(node.target) if node.op == "call_function" else None
+        if spelling is None:
+            continue
+        result = spelling(node)
+        if isinstance(result, str):
+            reasons.append(f"{node.target}: {result}{_at(node)}")
+            continue
+        replace(node, result)
+    graph.eliminate_dead_code()
+    return reasons
+
+
+def _at(node: Node) -> str:
+    line = source_line(node)
+    return f" (at {line})" if line else ""
+
+
+# --- index idioms ----------------------------------------------------------------------------------------------------
+
+
+def _is_vector_index(node: Any) -> bool:
+    return isinstance(node, Node) and is_integral(node) and value(node).dim() == 1 and value(node).dtype != torch.bool
+
+
+def broadcast_vector(index: Any) -> Node | None:
+    """The int vector [E] that `index` [E, ...] repeats along every axis but the first, or None."""
+    if _is_vector_index(index):
+        return index  # type: ignore[no-any-return]
+    node = index
+    if is_call(node, aten.expand.default, aten.repeat.default):
+        node = node.args[0]
+    elif not is_integral(node) or any(not same_size(size, 1) for size in value(node).shape[1:]):
+        return None
+    shape = value(node).shape
+    if not same_size(shape[0], value(index).shape[0]) or any(not same_size(size, 1) for size in shape[1:]):
+        return None
+    while is_call(node, *_VIEWS):
+        node = node.args[0]
+        if _is_vector_index(node):
+            return node if same_size(value(node).shape[0], shape[0]) else None
+    return None
+
+
+def _axis(node: Node, axis: int) -> int:
+    dim = value(node).dim()
+    return axis + dim if axis < 0 else axis
+
+
+def fill_value(node: Any) -> float | None:
+    """The number that every element of a freshly made tensor holds, or None."""
+    if is_call(node, aten.new_zeros.default, aten.zeros.default, aten.zeros_like.default):
+        return 0.0
+    if is_call(node, aten.new_ones.default, aten.ones.default, aten.ones_like.default):
+        return 1.0
+    if is_call(node, aten.full.default, aten.full_like.default):
+        return _number(node.args[1])
+    if is_call(node, aten.new_full.default):
+        return _number(node.args[2])
+    return None
+
+
+def _number(given: Any) -> float | None:
+    return float(given) if isinstance(given, int | float | bool) else None
+
+
+# --- gathers ---------------------------------------------------------------------------------------------------------
+
+
+def _index_select(node: Node) -> Node | str:
+    """x.index_select(0, idx) = gather(x, idx)"""
+    x, axis, index = node.args
+    if _axis(x, axis) != 0:
+        return f"selects along axis {axis}, not rows"
+    if value(x).dim() == 0 or not _is_vector_index(index):
+        return "the index is not a vector"
+    return Editor(node.graph, node).call(operators.gather, x, index)
+
+
+def _index(node: Node) -> Node | str:
+    """x[idx] = gather(x, idx)"""
+    x, indices = node.args
+    if len(indices) != 1 or not _is_vector_index(indices[0]):
+        return "the index is not one int vector over the rows"
+    return Editor(node.graph, node).call(operators.gather, x, indices[0], True)
+
+
+def _aten_gather(node: Node) -> Node | str:
+    """x.gather(0, idx expanded over the columns) = gather(x, idx)"""
+    x, axis, index = node.args[:3]
+    vector = broadcast_vector(index)
+    if value(x).dim() == 0 or _axis(x, axis) != 0 or vector is None:
+        return "the index differs between columns"
+    if not same_shape(value(index).shape[1:], value(x).shape[1:]):
+        return "only some of the columns are read"
+    return Editor(node.graph, node).call(operators.gather, x, vector)
+
+
+def _embedding(node: Node) -> Node | str:
+    """F.embedding(idx, weight) = gather(weight, idx)"""
+    weight, index = node.args[:2]
+    if not _is_vector_index(index):
+        return "the index is not a vector"
+    if argument(node, 2, "padding_idx", -1) not in (-1, None) or argument(node, 3, "scale_grad_by_freq", False):
+        return "padding_idx or scale_grad_by_freq changes its gradient"
+    return Editor(node.graph, node).call(operators.gather, weight, index)
+
+
+# --- scatters --------------------------------------------------------------------------------------------------------
+
+
+def _reduced(
+    node: Node, base: Node, index: Node, source: Node, reduce: str, *, include_base: bool, wrap: bool = False
+) -> Node | str:
+    """The reduction of `source` by `index` onto `base`, whose rows without entries keep their value."""
+    if not same_shape(value(source).shape[1:], value(base).shape[1:]):
+        return "the scattered rows do not have the shape of the result's rows"
+    if not value(source).dtype.is_floating_point and reduce != "sum":
+        return "an integer reduction"
+    fill = fill_value(base)
+    edit = Editor(node.graph, node)
+    num_rows = edit.size(base, 0)
+    if reduce == "sum" and include_base:
+        result = edit.call(operators.segment_reduce, source, index, num_rows, "sum", 0.0, False, wrap)
+        return result if fill == 0.0 else edit.call(aten.add.Tensor, base, result)
+    if fill is None:
+        return "the tensor scattered onto is not a constant"
+    return edit.call(operators.segment_reduce, source, index, num_rows, reduce, fill, include_base)
+
+
+def _scatter_add(node: Node) -> Node | str:
+    base, axis, index, source = node.args
+    return _scattered(node, base, axis, index, source, "sum", include_base=True)
+
+
+def _scatter_reduce(node: Node) -> Node | str:
+    base, axis, index, source, name = node.args
+    include = argument(node, 5, "include_self", True)
+    reduce = _SCATTER_REDUCTIONS.get(name)
+    if reduce is None or (reduce == "sum" and not include):
+        return f"scatter_reduce {name!r} with include_self={include} is not fused"
+    return _scattered(node, base, axis, index, source, reduce, include_base=include)
+
+
+def _scattered(
+    node: Node, base: Node, axis: int, index: Node, source: Node, reduce: str, *, include_base: bool
+) -> Node | str:
+    vector = broadcast_vector(index)
+    if value(base).dim() == 0 or _axis(base, axis) != 0 or vector is None:
+        return "the index differs between columns"
+    if not same_shape(value(index).shape, value(source).shape):
+        return "the index covers only a part of the source"
+    return _reduced(node, base, vector, source, reduce, include_base=include_base)
+
+
+def _index_add(node: Node) -> Node | str:
+    base, axis, index, source = node.args
+    if value(base).dim() == 0 or _axis(base, axis) != 0 or not _is_vector_index(index):
+        return "not a sum of rows"
+    if argument(node, 4, "alpha", 1) != 1:
+        return "alpha is not 1"
+    return _reduced(node, base, index, source, "sum", include_base=True)
+
+
+def _index_reduce(node: Node) -> Node | str:
+    base, axis, index, source, name = node.args
+    include = argument(node, 5, "include_self", True)
+    reduce = _SCATTER_REDUCTIONS.get(name)
+    if value(base).dim() == 0 or _axis(base, axis) != 0 or reduce in (None, "sum"):
+        return f"index_reduce {name!r} is not fused"
+    assert reduce is not None
+    return _reduced(node, base, index, source, reduce, include_base=include)
+
+
+def _index_put(node: Node) -> Node | str:
+    base, indices, source = node.args[:3]
+    if not argument(node, 3, "accumulate", False):
+        return "it overwrites instead of adding"
+    if len(indices) != 1 or not _is_vector_index(indices[0]):
+        return "the index is not one int vector over the rows"
+    if not same_shape(value(source).shape, (value(indices[0]).shape[0], *value(base).shape[1:])):
+        return "the values are broadcast"
+    return _reduced(node, base, indices[0], source, "sum", include_base=True, wrap=True)
+
+
+SPELLINGS: dict[Any, Callable[[Node], Node | str]] = {
+    aten.index_select.default: _index_select,
+    aten.index.Tensor: _index,
+    aten.gather.default: _aten_gather,
+    aten.embedding.default: _embedding,
+    aten.scatter_add.default: _scatter_add,
+    aten.scatter_reduce.two: _scatter_reduce,
+    aten.index_add.default: _index_add,
+    aten.index_reduce.default: _index_reduce,
+    aten.index_put.default: _index_put,
+    aten._unsafe_index_put.default: _index_put,
+    aten._unsafe_index.Tensor: _index,
+}
+
+
+def materialize_fills(graph: Graph) -> None:
+    """`new_zeros(x, ...)`, `ones_like(x)`, ... become `full`: they read no data of x, and must not look as if they did."""
+    for node in list(graph.nodes):
+        number = fill_value(node)
+        if number is None or is_call(node, aten.full.default) or not is_tensor(node):
+            continue
+        val = value(node)
+        if not val.is_contiguous() and val.dim() > 1:
+            continue
+        edit = Editor(graph, node)
+        shape = [_shape_argument(edit, node, axis) for axis in range(val.dim())]
+        if any(size is None for size in shape):
+            continue
+        fill = int(number) if not val.dtype.is_floating_point else number
+        replace(node, edit.call(aten.full.default, shape, fill, dtype=val.dtype, device=val.device))
+    graph.eliminate_dead_code()
+
+
+def _shape_argument(edit: Editor, node: Node, axis: int) -> Any:
+    """Size `axis` of a fill, taken from what the fill was made of, never from the fill itself."""
+    size = value(node).shape[axis]
+    if isinstance(size, int):
+        return size
+    given = node.args[0] if is_call(node, aten.full.default, aten.zeros.default, aten.ones.default) else None
+    if given is None and len(node.args) > 1 and isinstance(node.args[1], list | tuple):
+        given = node.args[1]
+    if given is not None:
+        return given[axis]
+    like = node.args[0]
+    return edit.call(aten.sym_size.int, like, axis) if isinstance(like, Node) else None

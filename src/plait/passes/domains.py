@@ -1,0 +1,197 @@
+"""Which tensors of a graph have rows in the same domain, inferred from the maps they meet and never from their sizes.
+
+A domain here is a class of values joined by operators that keep rows apart (elementwise, views of the other axes, products with
+weights). Through an index map two domains meet: its own rows are *fine*, the rows it points into are *coarse*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from plait import operators
+from plait.passes.edit import aten, is_call, is_tensor, same_size, value
+
+_ROW_VIEWS = frozenset(
+    {
+        aten.detach.default,
+        aten.alias.default,
+        aten.clone.default,
+        aten._to_copy.default,
+        aten.expand.default,
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.sum.dim_IntList,
+        aten.mean.dim,
+        aten.amax.default,
+        aten.amin.default,
+        aten.cat.default,
+    }
+)
+_FIRST_OPERAND_PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1, aten.bmm.default: 0}
+
+
+@dataclass(frozen=True)
+class Domains:
+    """The result of `infer`: a representative per value, and which of them are fine and coarse."""
+
+    parent: dict[Node, Node]
+    fine: frozenset[Node]
+    coarse: frozenset[Node]
+
+    def of(self, node: Node) -> Node | None:
+        """The representative of the domain of a tensor's rows; None for what has no rows (weights, scalars, numbers)."""
+        if node not in self.parent:
+            return None
+        root = node
+        while self.parent[root] is not root:
+            root = self.parent[root]
+        return root
+
+    def is_edge(self, node: Node) -> bool:
+        """Whether the rows are entries of a map and nothing points into them: edges, but not nodes pooled by a batch vector."""
+        domain = self.of(node)
+        return domain is not None and domain in self.fine and domain not in self.coarse
+
+    def is_fine(self, node: Node) -> bool:
+        domain = self.of(node)
+        return domain is not None and domain in self.fine
+
+
+class _Classes:
+    """Union-find over nodes; `coarse_of[m]` stands for the rows that map m points into."""
+
+    def __init__(self) -> None:
+        self.parent: dict[Node, Node] = {}
+
+    def find(self, node: Node) -> Node:
+        self.parent.setdefault(node, node)
+        while self.parent[node] is not node:
+            self.parent[node] = self.parent[self.parent[node]]
+            node = self.parent[node]
+        return node
+
+    def join(self, a: Node, b: Node) -> None:
+        first, second = self.find(a), self.find(b)
+        if first is not second:
+            self.parent[second] = first
+
+
+def infer(graph: Graph) -> Domains:
+    """The domains of a canonical graph."""
+    classes = _Classes()
+    maps: dict[Node, list[Node]] = {}  # index map -> values that have its coarse rows
+    columns: dict[tuple[Node, int], Node] = {}
+    for node in graph.nodes:
+        if not is_tensor(node) or value(node).dim() == 0:
+            continue
+        if is_call(node, operators.gather):
+            x, index = node.args[:2]
+            classes.join(node, index)
+            maps.setdefault(index, []).append(x)
+            continue
+        if is_call(node, operators.segment_reduce):
+            values, index = node.args[:2]
+            classes.join(values, index)
+            maps.setdefault(index, []).append(node)
+            continue
+        if is_call(node, aten.select.int) and value(node).dim() == 1 and _axis(node) == 0:
+            # edge_index[0] and edge_index[1] are columns of one table: entry k of both belongs to the same edge
+            key = (node.args[0], 0)
+            classes.join(columns.setdefault(key, node), node)
+            continue
+        for operand in _aligned(node):
+            classes.join(node, operand)
+    return _domains(classes, maps)
+
+
+def _domains(classes: _Classes, maps: dict[Node, list[Node]]) -> Domains:
+    coarse: set[Node] = set()
+    for index, values in maps.items():
+        for other in values[1:]:
+            classes.join(values[0], other)
+        classes.find(index)
+    for values in maps.values():
+        coarse.add(classes.find(values[0]))
+    fine = frozenset(classes.find(index) for index in maps)
+    return Domains({node: classes.find(node) for node in classes.parent}, fine, frozenset(coarse))
+
+
+def _axis(node: Node) -> int:
+    axis = node.args[1]
+    assert isinstance(axis, int)
+    source: Any = node.args[0]
+    return axis + value(source).dim() if axis < 0 else axis
+
+
+def _aligned(node: Node) -> list[Node]:
+    """Inputs whose row r alone decides row r of the result."""
+    if node.op != "call_function":
+        return []
+    if node.target in _FIRST_OPERAND_PRODUCTS:
+        return [node.args[_FIRST_OPERAND_PRODUCTS[node.target]]]  # type: ignore[index,list-item]
+    if node.target in _ROW_VIEWS or _is_elementwise(node):
+        return [operand for operand in node.all_input_nodes if _shares_rows(node, operand)]
+    return []
+
+
+def _is_elementwise(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def _shares_rows(node: Node, operand: Node) -> bool:
+    out, val = value(node), value(operand)
+    if not isinstance(val, torch.Tensor) or val.dim() == 0 or not same_size(val.shape[0], out.shape[0]):
+        return False
+    if same_size(out.shape[0], 1):
+        return False
+    if _is_elementwise(node):
+        return val.dim() == out.dim()
+    return _keeps_rows(node)
+
+
+def keeps_rows(node: Node) -> bool:
+    """Whether row r of a call depends on row r of its operands alone, as far as the operator decides."""
+    if node.target in _ROW_VIEWS:
+        return _keeps_rows(node)
+    return True
+
+
+def _keeps_rows(node: Node) -> bool:
+    """Whether a view or inner reduction leaves axis 0 alone."""
+    operand: Any = node.args[0]
+    if isinstance(operand, list | tuple):  # cat
+        return _positive(node, 1, value(node).dim(), default=0) != 0
+    dim = value(operand).dim()
+    target = node.target
+    if target in (aten.select.int, aten.squeeze.dim):
+        return _positive(node, 1, dim) != 0
+    if target is aten.slice.Tensor:
+        return _positive(node, 1, dim, default=0) != 0
+    if target is aten.unsqueeze.default:
+        return _positive(node, 1, dim + 1) != 0
+    if target is aten.transpose.int:
+        return 0 not in (_positive(node, 1, dim), _positive(node, 2, dim))
+    if target is aten.permute.default:
+        return bool(node.args[1][0] == 0)  # type: ignore[index]
+    if target in (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.squeeze.dims):
+        axes: Any = node.args[1] if len(node.args) > 1 else None
+        return bool(axes) and all((axis + dim if axis < 0 else axis) != 0 for axis in axes)
+    return True
+
+
+def _positive(node: Node, position: int, dim: int, *, default: int | None = None) -> int:
+    axis = node.args[position] if len(node.args) > position else default
+    assert isinstance(axis, int)
+    return axis + dim if axis < 0 else axis

@@ -1,0 +1,157 @@
+"""Editing an FX graph of functional aten operators while its fake values stay right.
+
+Every node carries `meta["val"]`, a fake tensor or a symbolic number; a pass that adds nodes goes through `Editor`, which computes
+the new value and copies where in the user's model the node came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._pytree import tree_map_only
+
+aten = torch.ops.aten
+
+Target = Callable[..., Any]
+_PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "original_aten", "seq_nr", "partitioner_tag")
+
+
+def value(node: Any) -> Any:
+    """The fake tensor or symbolic number of a node; anything else is its own value."""
+    return node.meta.get("val") if isinstance(node, Node) else node
+
+
+def is_tensor(node: Any) -> bool:
+    return isinstance(value(node), torch.Tensor)
+
+
+def is_integral(node: Node) -> bool:
+    """Whether the node is a tensor of ints or bools."""
+    val = value(node)
+    return isinstance(val, torch.Tensor) and not val.dtype.is_floating_point and not val.dtype.is_complex
+
+
+def static(size: Any) -> int | None:
+    """A size as a number, if it is one whatever the input."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr if isinstance(size, torch.SymInt) else None
+    return int(expression) if expression is not None and expression.is_number else None
+
+
+def inner_sizes(val: torch.Tensor, *, leading: bool = True) -> tuple[int, ...] | None:
+    """The sizes without the leading axis, if all of them are static."""
+    sizes = [static(size) for size in (val.shape[1:] if leading else val.shape)]
+    return None if None in sizes else tuple(size for size in sizes if size is not None)
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal whatever the graph; never adds a guard."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return bool(statically_known_true(a == b))
+
+
+def same_shape(a: Any, b: Any) -> bool:
+    return len(a) == len(b) and all(same_size(p, q) for p, q in zip(a, b, strict=True))
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """Argument of a call, given by position or by name."""
+    if position < len(node.args):
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+class Editor:
+    """Adds nodes before `anchor`, with their values and `anchor`'s provenance."""
+
+    def __init__(self, graph: Graph, anchor: Node) -> None:
+        self.graph = graph
+        self.anchor = anchor
+
+    def call(self, target: Target, *args: Any, **kwargs: Any) -> Node:
+        with self.graph.inserting_before(self.anchor):
+            node = self.graph.call_function(target, args, kwargs)
+        for key in _PROVENANCE:
+            if key in self.anchor.meta:
+                node.meta[key] = self.anchor.meta[key]
+        node.meta["val"] = evaluate(node)
+        return node
+
+    def size(self, node: Node, axis: int) -> Any:
+        """A size as an argument: an int where it is static, else a node."""
+        size = value(node).shape[axis]
+        number = static(size)
+        return number if number is not None else self.call(aten.sym_size.int, node, axis)
+
+
+def evaluate(node: Node) -> Any:
+    """The value of a call on its arguments' fake values."""
+    assert callable(node.target)
+    args, kwargs = tree_map_only(Node, value, (node.args, node.kwargs))
+    fakes = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    mode = torch._guards.detect_fake_mode(fakes) or torch._guards.detect_fake_mode()
+    if mode is None:
+        return node.target(*args, **kwargs)
+    with mode, torch.no_grad():
+        return node.target(*args, **kwargs)
+
+
+def replace(node: Node, new: Node) -> None:
+    """All uses of `node` become uses of `new`, and `node` goes."""
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+
+
+def source_line(node: Node) -> str:
+    """Where in the user's model a node came from: the innermost frame that is not torch's; "" when unknown."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = [line.strip() for line in trace.splitlines() if line.strip()]
+    frames = [(line, lines[k + 1] if k + 1 < len(lines) else "") for k, line in enumerate(lines) if line.startswith("File ")]
+    for line, code in reversed(frames):
+        parts = line.split('"')
+        if len(parts) < 3:
+            continue
+        tail = parts[2].strip(", ")
+        number = tail.removeprefix("line ").split(",")[0]
+        return f"{parts[1]}:{number}: {code}" if code else f"{parts[1]}:{number}"
+    return ""
+
+
+def stable_topological_sort(graph: Graph) -> None:
+    """Puts every node after its inputs, moving as little as possible; raises if the graph has a cycle."""
+    order: list[Node] = []
+    done: set[Node] = set()
+    nodes = list(graph.nodes)
+    for root in nodes:
+        stack = [(root, False)]
+        path: set[Node] = set()
+        while stack:
+            node, leaving = stack.pop()
+            if leaving:
+                path.discard(node)
+                if node not in done:
+                    done.add(node)
+                    order.append(node)
+                continue
+            if node in done:
+                continue
+            if node in path:
+                raise RuntimeError(f"cycle through {node}")
+            path.add(node)
+            stack.append((node, True))
+            stack.extend((dep, False) for dep in reversed(node.all_input_nodes) if dep not in done)
+    first = order[0]
+    cursor = first
+    for node in order[1:]:
+        cursor.append(node)
+        cursor = node

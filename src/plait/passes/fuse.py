@@ -1,0 +1,261 @@
+"""Grows edge programs: everything between gathers and reductions that can be done while one row's edges are at hand.
+
+An *anchor* is a value that leaves the edges: a segment reduction, a sum over all edges, or an edge tensor that something outside reads.
+Its *cone* is every fusable edge value below it, down to values that exist in memory. Anchors over the same map share a region when that
+needs no value the region itself must produce first; a reduced value read back through the same map chains inside the region (softmax),
+one read through a different map starts a new one, and that is the only reason for a second kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.fx import Graph, Node
+
+from plait import operators
+from plait.passes.domains import Domains
+from plait.passes.edit import aten, is_call, is_tensor, value
+
+Predicate = Callable[[Node], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A fused region of an FX graph: `members` in graph order, `outputs` among them, `rows` the ordering map or None."""
+
+    rows: Node | None
+    domain: Node
+    row_domain: Node | None
+    members: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    totals: frozenset[Node]
+
+
+@dataclass(eq=False)
+class _Draft:
+    """A region while it grows."""
+
+    rows: Node | None
+    domain: Node
+    anchors: list[Node] = field(default_factory=list)
+    members: dict[Node, None] = field(default_factory=dict)
+    leaves: set[Node] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What growing needs to know of the graph, computed once."""
+
+    domains: Domains
+    fusable: Predicate
+    position: dict[Node, int]
+    ancestors: dict[Node, int]  # bit set of positions
+
+
+def find_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:
+    """Regions of a canonical graph, in an order in which they can run. `fusable` says whether an operator has a lowering."""
+    facts = _facts(graph, domains, fusable)
+    drafts: list[_Draft] = []
+    anchors = [(node, found[0]) for node in graph.nodes if (found := _anchor_map(node, facts)) is not None]
+    # reductions first: edge tensors and totals then join the kernel that has most of their values at hand already
+    for node, rows in sorted(anchors, key=lambda pair: pair[1] is None):
+        _place(node, rows, drafts, facts)
+    read_by_others = set().union(*(draft.leaves for draft in drafts))
+    regions = [_finish(draft, facts, read_by_others) for draft in drafts]
+    return [region for region in regions if _is_worthwhile(region)]
+
+
+def _is_worthwhile(region: Region) -> bool:
+    """Whether a region does more than copy: a reduction, a total, or arithmetic on floats."""
+    if region.rows is not None or region.totals:
+        return True
+    return any(
+        torch.Tag.pointwise in getattr(node.target, "tags", ()) and value(node).dtype.is_floating_point
+        for node in region.members
+    )
+
+
+def _facts(graph: Graph, domains: Domains, fusable: Predicate) -> _Facts:
+    position = {node: number for number, node in enumerate(graph.nodes)}
+    ancestors: dict[Node, int] = {}
+    for node in graph.nodes:
+        bits = 1 << position[node]
+        for item in node.all_input_nodes:
+            bits |= ancestors[item]
+        ancestors[node] = bits
+    return _Facts(domains, fusable, position, ancestors)
+
+
+def is_total(node: Node, domains: Domains) -> bool:
+    """Whether `node` sums an edge value over axis 0."""
+    if not is_call(node, aten.sum.dim_IntList):
+        return False
+    x, axes = node.args[0], node.args[1]
+    if not isinstance(x, Node) or not domains.is_edge(x) or not isinstance(axes, list | tuple) or not axes:
+        return False
+    return any(int(axis) % value(x).dim() == 0 for axis in axes)  # type: ignore[arg-type]
+
+
+def _anchor_map(node: Node, facts: _Facts) -> tuple[Node | None] | None:
+    """(ordering map or None,) if `node` is an anchor; None if it is not."""
+    if is_call(node, operators.segment_reduce):
+        values = node.args[0]
+        if not isinstance(values, Node) or not facts.domains.is_fine(values) or not facts.fusable(node):
+            return None
+        return (node.args[1],)  # type: ignore[return-value]
+    if is_total(node, facts.domains) and facts.fusable(node):
+        operand = node.args[0]
+        return (None,) if isinstance(operand, Node) and _in_cone(operand, facts) else None
+    if not _in_cone(node, facts) or is_call(node, operators.gather):
+        return None
+    leaves_edges = any(not _in_cone(user, facts) and not _reads_as_anchor(user, node, facts) for user in node.users)
+    return (None,) if leaves_edges else None
+
+
+def _reads_as_anchor(user: Node, node: Node, facts: _Facts) -> bool:
+    """Whether `user` is an anchor that takes `node` into its own cone."""
+    if is_call(user, operators.segment_reduce):
+        return user.args[0] is node and facts.fusable(user)
+    return is_total(user, facts.domains) and facts.fusable(user)
+
+
+def _in_cone(node: Node, facts: _Facts) -> bool:
+    """Whether `node` is an edge value that a region may compute instead of reading."""
+    return node.op == "call_function" and facts.domains.is_edge(node) and facts.fusable(node)
+
+
+def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts) -> None:
+    domain = facts.domains.of(_reduced_value(anchor))
+    assert domain is not None
+    best: tuple[int, _Draft, dict[Node, None], set[Node]] | None = None
+    for draft in drafts:
+        if draft.domain is not domain or (rows is not None and draft.rows is not rows):
+            continue
+        cone, leaves = _cone(anchor, draft, facts)
+        produced = sum(1 << facts.position[item] for item in draft.anchors)
+        if any(facts.ancestors[leaf] & produced for leaf in leaves):
+            continue
+        if _would_cycle(draft, leaves, drafts, facts):
+            continue
+        shared = sum(1 for item in cone if item in draft.members) + sum(1 for leaf in leaves if leaf in draft.leaves)
+        if shared and (best is None or shared >= best[0]):
+            best = (shared, draft, cone, leaves)
+    if best is not None:
+        _, draft, cone, leaves = best
+    else:
+        draft = _Draft(rows, domain)
+        cone, leaves = _cone(anchor, draft, facts)
+        drafts.append(draft)
+    draft.anchors.append(anchor)
+    draft.members.update(cone)
+    draft.leaves |= leaves
+
+
+def _would_cycle(draft: _Draft, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
+    """Whether some leaf comes from a region that itself reads what `draft` produces."""
+    produced = {id(draft)}
+    changed = True
+    while changed:  # regions that depend on `draft`, directly or through others
+        changed = False
+        for other in drafts:
+            if id(other) in produced:
+                continue
+            wanted = [item for region in drafts if id(region) in produced for item in region.anchors]
+            bits = sum(1 << facts.position[item] for item in wanted)
+            if any(facts.ancestors[leaf] & bits for leaf in other.leaves):
+                produced.add(id(other))
+                changed = True
+    for other in drafts:
+        if other is draft or id(other) not in produced:
+            continue
+        bits = sum(1 << facts.position[item] for item in other.anchors)
+        if any(facts.ancestors[leaf] & bits for leaf in leaves):
+            return True
+    return False
+
+
+def _reduced_value(anchor: Node) -> Node:
+    if is_call(anchor, operators.segment_reduce, aten.sum.dim_IntList) and isinstance(anchor.args[0], Node):
+        return anchor.args[0]
+    return anchor
+
+
+def _cone(anchor: Node, draft: _Draft, facts: _Facts) -> tuple[dict[Node, None], set[Node]]:
+    """What `anchor` adds to `draft` (itself included), and the values it reads from memory."""
+    members: dict[Node, None] = {}
+    leaves: set[Node] = set()
+    stack = [anchor]
+    while stack:
+        node = stack.pop()
+        if node in members:
+            continue
+        members[node] = None
+        through_other_map = is_call(node, operators.gather) and node.args[1] is not draft.rows
+        for item in _operands(node, draft):
+            if through_other_map:
+                leaves.add(item)
+                continue
+            if item in draft.members:
+                members[item] = None
+                continue
+            if _in_cone(item, facts) or _is_chained(item, draft, facts):
+                stack.append(item)
+            elif is_tensor(item):
+                leaves.add(item)
+    return members, leaves
+
+
+def _operands(node: Node, draft: _Draft) -> list[Node]:
+    """Tensor operands that carry values, i.e. not index maps and sizes."""
+    if is_call(node, operators.gather, operators.segment_reduce):
+        first = node.args[0]
+        assert isinstance(first, Node)
+        return [first]
+    return [item for item in node.all_input_nodes if is_tensor(item)]
+
+
+def _is_chained(node: Node, draft: _Draft, facts: _Facts) -> bool:
+    """Whether `node` is a row value made from what `draft` already reduces, so that its edges can read it in the same kernel."""
+    if draft.rows is None or node.op != "call_function":
+        return False
+    seen: set[Node] = set()
+    stack, reached = [node], False
+    while stack:
+        item = stack.pop()
+        if item in seen:
+            continue
+        seen.add(item)
+        if item in draft.anchors and is_call(item, operators.segment_reduce):
+            reached = True
+            continue
+        if facts.domains.is_edge(item) or not _is_row_value(item, draft, facts):
+            if any(facts.ancestors[item] >> facts.position[anchor] & 1 for anchor in draft.anchors):
+                return False  # depends on the region by a way around it
+            continue
+        stack.extend(operand for operand in item.all_input_nodes if is_tensor(operand))
+    return reached
+
+
+def _is_row_value(node: Node, draft: _Draft, facts: _Facts) -> bool:
+    if node.op != "call_function" or is_call(node, operators.gather, operators.segment_reduce) or not facts.fusable(node):
+        return False
+    anchors = [item for item in draft.anchors if is_call(item, operators.segment_reduce)]
+    return bool(anchors) and facts.domains.of(node) is not None and facts.domains.of(node) is facts.domains.of(anchors[0])
+
+
+def _finish(draft: _Draft, facts: _Facts, read_by_others: set[Node]) -> Region:
+    members = tuple(sorted(draft.members, key=facts.position.__getitem__))
+    inside = set(members)
+    outputs = []
+    for node in members:
+        is_anchor = node in draft.anchors
+        outside = node in read_by_others or any(user not in inside for user in node.users)
+        is_row = not facts.domains.is_edge(node) and not is_total(node, facts.domains)
+        if outside and (is_anchor or is_row):
+            outputs.append(node)
+    reductions = [item for item in draft.anchors if is_call(item, operators.segment_reduce)]
+    row_domain = facts.domains.of(reductions[0]) if reductions and draft.rows is not None else None
+    totals = frozenset(node for node in members if is_total(node, facts.domains))
+    return Region(draft.rows, draft.domain, row_domain, members, tuple(outputs), totals)

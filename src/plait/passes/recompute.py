@@ -1,0 +1,100 @@
+"""What the forward keeps for the backward: nothing per edge that can be computed again from node values.
+
+Works on the joint graph of forward and backward. The backward gets its own copies of the edge values it reads (the copies go down to
+node values, weights and the structure), after which torch's default partition, which keeps whatever the backward still reads, keeps
+node values only. The copies are fused into the backward's kernels and never exist in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.fx import Graph, Node
+
+from plait.passes.domains import Domains
+
+
+_TAG, _BACKWARD = "partitioner_tag", "is_backward"  # how AOTAutograd marks nodes of a joint graph
+_FORWARD_ONLY = ("must_be_in_forward", "must_be_in_forward_to_backward")
+
+
+@dataclass(frozen=True)
+class RecomputePlan:
+    """Names of edge values the backward computes again, and of values it reads from the forward."""
+
+    recomputed: tuple[str, ...]
+    cached: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"cached {', '.join(self.cached) or 'nothing'}; recomputed {', '.join(self.recomputed) or 'nothing'}"
+
+
+def recompute_edges(
+    graph: Graph, num_forward_outputs: int, domains: Domains, is_recomputable: Callable[[Node], bool]
+) -> RecomputePlan:
+    """Gives the backward its own copies of recomputable edge values; edits the joint `graph`."""
+    forward = forward_nodes(graph, num_forward_outputs)
+    _separate(graph, forward)
+    copies: dict[Node, Node] = {}
+    cached: dict[Node, None] = {}
+
+    def wanted(node: Node) -> bool:
+        return node in forward and node.op == "call_function" and domains.is_edge(node) and is_recomputable(node)
+
+    def copy_of(node: Node, before: Node) -> Node:
+        """The backward's copy of `node` and of everything per edge below it, inserted before its first reader."""
+        stack = [node]
+        while stack:
+            item = stack[-1]
+            if item in copies:
+                stack.pop()
+                continue
+            missing = [value for value in item.all_input_nodes if wanted(value) and value not in copies]
+            if missing:
+                stack.extend(missing)
+                continue
+            with graph.inserting_before(before):
+                copy = graph.node_copy(item, lambda value: copies.get(value, value))
+            copy.meta = {**item.meta, _TAG: _BACKWARD}
+            copies[item] = copy
+            stack.pop()
+        return copies[node]
+
+    output = next(node for node in graph.nodes if node.op == "output")
+    for node in list(graph.nodes):
+        if node in forward or node is output:
+            continue
+        for item in node.all_input_nodes:
+            if wanted(item):
+                node.replace_input_with(item, copy_of(item, node))
+            elif item in forward and item.op != "placeholder":
+                cached[item] = None
+    return RecomputePlan(tuple(node.name for node in copies), tuple(node.name for node in cached))
+
+
+def _separate(graph: Graph, forward: set[Node]) -> None:
+    """Everything the forward does not need moves behind it and is tagged as the backward's: torch's partition goes by place."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node in forward:
+            continue
+        node.meta[_TAG] = _BACKWARD
+        output.prepend(node)
+
+
+def forward_nodes(graph: Graph, num_forward_outputs: int) -> set[Node]:
+    """Everything the forward's outputs need."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    results = output.args[0]
+    assert isinstance(results, list | tuple)
+    stack = [node for node in results[:num_forward_outputs] if isinstance(node, Node)]
+    stack.extend(node for node in graph.nodes if node.meta.get(_TAG) in _FORWARD_ONLY)
+    seen: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack.extend(node.all_input_nodes)
+    return seen

@@ -1,0 +1,69 @@
+"""Is an engine right? Its output and gradients beside eager's, through files.
+
+Legend: F features.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plait.tools.bench.layers import find_layer
+
+# float32 and sums of up to some 10^5 terms in another order: 1e-5 of the largest entry is seen, a wrong gradient shows as 1e-2
+ENTRY_TOLERANCE = 1e-3
+# where two candidates of a maximum differ by less than rounding, another one may win, and its gradient goes elsewhere
+ARGMAX_SHARE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """The worst tensor.
+
+    largest: the largest difference as a share of the largest entry; share_off: how many entries are out of tolerance.
+    """
+
+    tensor: str
+    largest: float
+    share_off: float
+    allowed_share: float
+
+    @property
+    def is_allowed(self) -> bool:
+        return self.share_off <= self.allowed_share
+
+    def __str__(self) -> str:
+        return f"{self.tensor} differs from eager by {self.largest:.1e} of its largest entry ({100 * self.share_off:.3g} % of entries)"
+
+
+def compare_files(expected: pathlib.Path, got: pathlib.Path, model: str) -> Deviation:
+    """The worst deviation over all tensors; one that is missing counts as wrong."""
+    allowed = ARGMAX_SHARE if find_layer(model).has_argmax else 0.0
+    found: list[Deviation] = []
+    with np.load(expected) as reference, np.load(got) as mine:
+        for name in reference.files:
+            if name not in mine.files or mine[name].shape != reference[name].shape:
+                return Deviation(
+                    tensor=f"{name} is missing or has another shape; it", largest=1.0, share_off=1.0, allowed_share=0.0
+                )
+            found.append(_compare(name, reference[name], mine[name], allowed))
+    return max(found, key=lambda deviation: (not deviation.is_allowed, deviation.largest))
+
+
+def _compare(name: str, expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any], allowed: float) -> Deviation:
+    """Relative to the largest entry: cancellation leaves small entries with the rounding of large ones."""
+    if not expected.size:
+        return Deviation(tensor=name, largest=0.0, share_off=0.0, allowed_share=allowed)
+    scale = max(float(np.abs(expected).max()), 1e-30)
+    # NaN on one side only is as wrong as can be
+    error = np.where(np.isnan(expected) & np.isnan(got), 0.0, np.abs(expected - got) / scale)
+    error = np.nan_to_num(error, nan=np.inf)
+    return Deviation(
+        tensor=name,
+        largest=float(error.max()),
+        share_off=float((error > ENTRY_TOLERANCE).mean()),
+        allowed_share=allowed,
+    )
