@@ -411,6 +411,19 @@ def test_the_newest_entry_always_stays() -> None:
     assert (cache.get("huge"), cache.get("small")) == (2, None)
 
 
+def test_both_orderings_of_a_graph_above_the_bound_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAIT_GRAPH_BYTES", "1000")
+    src, dst = random_graph()
+    old = random_graph(seed=1)
+    ordered(old[0], 100, [(old[1], 100)], with_edge_id=False)
+    by_dst = ordered(dst, 100, [(src, 100)], with_edge_id=False)
+    by_src = ordered(src, 100, [(dst, 100)], with_edge_id=False)
+
+    assert ordered(dst, 100, [(src, 100)], with_edge_id=False) is by_dst
+    assert ordered(src, 100, [(dst, 100)], with_edge_id=False) is by_src
+    assert STRUCTURE.stats().entries == 2
+
+
 def test_a_replaced_entry_is_counted_once() -> None:
     cache = StructureCache(lambda: 100)
     for value in range(5):

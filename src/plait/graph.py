@@ -92,7 +92,7 @@ _NUM_GHOSTS = 4096
 
 
 class StructureCache:
-    """What was computed from index tensors alone: least recently used first out, bounded in bytes; the newest entry stays.
+    """What was computed from index tensors alone: least recently used first out, bounded in bytes; the newest group stays.
 
     The bound starts at 128 MiB and grows, up to the limit, by the size of every entry that is asked for after it was dropped: a
     few graphs seen again and again get the room they need by their third round, and graphs that never come back (edges drawn
@@ -102,7 +102,7 @@ class StructureCache:
     def __init__(self, limit_bytes: Callable[[], int]) -> None:
         self._limit_bytes = limit_bytes
         self._lock = threading.RLock()
-        self._entries: collections.OrderedDict[Hashable, tuple[Any, int]] = collections.OrderedDict()
+        self._entries: collections.OrderedDict[Hashable, tuple[Any, int, Hashable]] = collections.OrderedDict()
         self._ghosts: collections.OrderedDict[Hashable, int] = collections.OrderedDict()  # dropped keys and their bytes
         self._bytes = self._hits = self._misses = 0
         self._room = _INITIAL_BYTES
@@ -119,8 +119,11 @@ class StructureCache:
             self._hits += 1
             return found[0]
 
-    def put(self, key: Hashable, value: Any, nbytes: int) -> None:
-        """Keep a value of so many bytes, and drop the least recently used ones above the bound."""
+    def put(self, key: Hashable, value: Any, nbytes: int, group: Hashable = None) -> None:
+        """Keep a value of so many bytes, and drop the least recently used ones above the bound, but none of this group.
+
+        group: what a step needs together, so that a graph larger than the bound is not built again at every step.
+        """
         limit = self._limit_bytes()
         dropped = []  # freed after the lock is: a destructor may be long, or come back here
         with self._lock:
@@ -129,15 +132,28 @@ class StructureCache:
             if replaced is not None:
                 self._bytes -= replaced[1]
                 dropped.append(replaced[0])
-            self._entries[key] = (value, nbytes)
+            self._entries[key] = (value, nbytes, group)
             self._bytes += nbytes
-            while self._bytes > self._room and len(self._entries) > 1:
-                old_key, (old_value, old_bytes) = self._entries.popitem(last=False)
-                self._bytes -= old_bytes
-                self._ghosts[old_key] = old_bytes
-                dropped.append(old_value)
+            dropped += self._trim(key)
             while len(self._ghosts) > _NUM_GHOSTS:
                 self._ghosts.popitem(last=False)
+
+    def _trim(self, newest: Hashable) -> list[Any]:
+        """Take out what is above the bound; the values, for the caller to free."""
+        dropped: list[Any] = []
+        group = self._entries[newest][2]
+        # All keys are listed only when something must go: a put that fits costs the same however much is held.
+        for key in list(self._entries) if self._bytes > self._room else ():
+            value, nbytes, its_group = self._entries[key]
+            if key == newest or (group is not None and its_group == group):
+                continue
+            if self._bytes <= self._room:
+                break
+            del self._entries[key]
+            self._bytes -= nbytes
+            self._ghosts[key] = nbytes
+            dropped.append(value)
+        return dropped
 
     def clear(self) -> None:
         """Drop everything, also what was learnt about how much room is needed."""
@@ -243,14 +259,15 @@ def ordered(rows: Tensor, num_rows: int, others: Sequence[tuple[Tensor, int]], *
     if wider is not None:
         wide: Ordering = wider[0]
         return replace(wide, edge_id=None)
-    _check_vectors((rows, *[other for other, _ in others]))
+    _check_vectors((rows, *[other for other, _ in others]), rows.numel())
     with torch.inference_mode(False):  # what is cached here must serve a training step too
         sort, indices = _sort(rows, num_rows, others, with_edge_id, _SORTS.get(rows_key))
     _SORTS[rows_key] = sort
     edge_id = sort.edge_id if with_edge_id else None
     ordering = Ordering(rows.shape[0], num_rows, sort.indptr, edge_id, indices, sort.is_identity)
     held = [tensor for tensor in (sort.indptr, sort.edge_id, *indices) if tensor is not None]
-    STRUCTURE.put(("ordered", rows_key, others_key, with_edge_id), (ordering, sort), _num_bytes(held))
+    group = frozenset({rows_key, *others_key})  # by dst and by src: the same maps in other roles
+    STRUCTURE.put(("ordered", rows_key, others_key, with_edge_id), (ordering, sort), _num_bytes(held), group)
     return ordering
 
 
@@ -302,7 +319,7 @@ def _sort(
     return _Sort(known.indptr if known else indptr, edge_id if with_edge_id else None, is_identity=False), indices
 
 
-def _check_vectors(maps: Sequence[Tensor], length: int | None = None) -> None:
+def _check_vectors(maps: Sequence[Tensor], length: int) -> None:
     for position, index in enumerate(maps):
         if index.dtype not in _MAP_DTYPES:
             raise IndexMapError(
@@ -311,10 +328,9 @@ def _check_vectors(maps: Sequence[Tensor], length: int | None = None) -> None:
             )
         if index.dim() != 1:
             raise ShapeError(f"index map: expected one dimension, got shape {list(index.shape)} (map {position})")
-        if index.shape[0] != (length if length is not None else maps[0].shape[0]):
-            expected = length if length is not None else maps[0].shape[0]
+        if index.shape[0] != length:
             raise ShapeError(
-                f"index map: maps of one domain have one length, expected {expected}, got {index.shape[0]} (map {position})"
+                f"index map: maps of one domain have one length, expected {length}, got {index.shape[0]} (map {position})"
             )
 
 
@@ -361,7 +377,7 @@ def _native() -> ctypes.CDLL | None:
     native.plait_sort.restype = small
     native.plait_pointers.argtypes = (*index, count, pointer, small)
     native.plait_pointers.restype = None
-    native.plait_permute.argtypes = (pointer, small, pointer, count, small, pointer, small, count, small)
+    native.plait_permute.argtypes = (*index, pointer, small, pointer, small, small)
     native.plait_permute.restype = None
     return native
 
@@ -417,17 +433,8 @@ def _permuted(edge_id: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
     if native is None:
         return index[edge_id].to(dtype)
     out = memory.empty(index.shape, dtype)
-    native.plait_permute(
-        edge_id.data_ptr(),
-        edge_id.itemsize,
-        index.data_ptr(),
-        index.stride(0),
-        index.itemsize,
-        out.data_ptr(),
-        out.itemsize,
-        index.shape[0],
-        library.num_threads(),
-    )
+    ids, target = (edge_id.data_ptr(), edge_id.itemsize), (out.data_ptr(), out.itemsize)
+    native.plait_permute(*_argument(index), *ids, *target, library.num_threads())
     return out
 
 

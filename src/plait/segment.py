@@ -58,19 +58,24 @@ def _mix(x: Tensor) -> Tensor:
 def counter_bits(seed: Tensor, position: Tensor, num_channels: int) -> Tensor:
     """32 random bits for every (position, channel): seed int64 [], position int64 [E] -> int64 [E, num_channels] in [0, 2^32).
 
-    bits = mix(mix(mix(position_low ^ seed_low) + position_high + channel * 0x9E3779B9) ^ seed_high), all modulo 2^32: three
-    rounds, so that neighbours in any one of the keys are unrelated.
+    bits = mix(mix(mix(mix(position_low) ^ seed_low) + position_high + channel * 0x9E3779B9) ^ seed_high), all modulo 2^32: a
+    round between any two keys, so that neighbours in one of them are unrelated and no two seeds give the same draws in another order.
     """
     position = position.to(torch.int64)
     low, high = seed & _MASK, (seed >> 32) & _MASK
     channel = torch.arange(num_channels, device=position.device, dtype=torch.int64)
-    row = _mix((position & _MASK) ^ low) + ((position >> 32) & _MASK)
+    row = _mix(_mix(position & _MASK) ^ low) + ((position >> 32) & _MASK)
     word = (row.unsqueeze(1) + ((channel * 0x9E3779B9) & _MASK)) & _MASK
     return _mix(_mix(word) ^ high)
 
 
 def counter_uniform(seed: Tensor, position: Tensor, inner_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Floats in [0, 1): seed int64 [], position int64 [E] -> [E, *inner_shape]; the top 24 of `counter_bits` times 2^-24."""
+    """Floats in [0, 1): seed int64 [], position int64 [E] -> [E, *inner_shape]; the top 24 of `counter_bits` times 2^-24.
+
+    dtype: float32 or float64, which hold 24 bits; a shorter float would round the largest draws to 1.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"counter_uniform: expected float32 or float64, got {dtype}\n  Draw in float32 and convert what is made of it.")
     num_channels = 1
     for size in inner_shape:
         num_channels *= size

@@ -11,19 +11,17 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from plait import operators
-from plait.capture.launch import Launch, StructureCall
+from plait.capture.launch import PRODUCTS, Launch, StructureCall
 from plait.capture.lower import DTYPES, Lowered, lower
 from plait.capture.lower_ops import LOWERINGS
 from plait.capture.record import Record
-from plait.codegen.kernel import Kernel, compile_programs
+from plait.codegen.kernel import compile_programs
 from plait.errors import CompilerError, UnsupportedError
-from plait.ir.program import Program
 from plait.ir.verify import verify
 from plait.native.compiler import toolchain
 from plait.passes import domains as domains_pass
-from plait.passes.domains import Domains
 from plait.passes.edit import Editor, aten, inner_sizes, is_tensor, stable_topological_sort, value
-from plait.passes.fuse import Region, find_regions
+from plait.passes.fuse import Region, find_edge_regions, find_row_regions
 from plait.passes.structure import own_maps, split_structure
 
 _PLAIT = (operators.gather, operators.segment_reduce, operators.uniform)
@@ -54,49 +52,59 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     structure = split_structure(graph, StructureCall, num_returned)
     if structure is not None:
         record.structure.extend(node.name for node in structure.outputs)
-    domains = domains_pass.infer(graph)
-    pairs = _lower_all(find_regions(graph, domains, is_fusable), domains, direction, record)
-    programs = [lowered.program for _, lowered in pairs]
-    record.programs[direction] = programs
-    kernels = _build(programs, record)
-    replaced: dict[Node, Node] = {}
-    for (region, lowered), kernel in zip(pairs, kernels, strict=True):
-        launch = Launch(lowered.program, kernel, lambda reason: record.fall_back("build", reason), wrap=_wraps(region))
-        _install(graph, region, lowered, launch, replaced)
-    stable_topological_sort(graph)
-    graph.eliminate_dead_code()
+    launches = _fuse(graph, find_edge_regions, direction, record, 0)
+    launches += _fuse(graph, find_row_regions, direction, record, len(launches))
+    _build(launches, record)
+    record.programs[direction] = [launch.program for launch in launches]
+    pool_products(graph)
     _note_leftovers(graph, direction, record)
     gm.recompile()
     return gm
 
 
-def _lower_all(
-    regions: list[Region], domains: Domains, direction: str, record: Record
-) -> list[tuple[Region, Lowered]]:
-    result = []
-    for number, region in enumerate(regions):
+def _fuse(
+    graph: Graph, find: Callable[..., list[Region]], direction: str, record: Record, first_number: int
+) -> list[Launch]:
+    """Regions become launches in `graph`; a region that holds what programs do not stays as it is, with the reason."""
+    domains = domains_pass.infer(graph)
+    replaced: dict[Node, Node] = {}
+    launches: list[Launch] = []
+    for region in find(graph, domains, is_fusable):
         try:
-            lowered = lower(region, domains, f"{direction}_{number}")
+            lowered = lower(region, domains, f"{direction}_{first_number + len(launches)}")
         except UnsupportedError as error:
-            record.note(f"{direction} region {number} ({', '.join(node.name for node in region.outputs)}) not fused: {error}")
+            record.note(f"{direction}: {', '.join(node.name for node in region.outputs)} not fused: {error}")
             continue
         verify(lowered.program)
-        result.append((region, lowered))
-    return result
+        launch = Launch(lowered.program, lambda reason: record.fall_back("build", reason), wrap=_wraps(region))
+        _install(graph, region, lowered, launch, replaced)
+        launches.append(launch)
+    stable_topological_sort(graph)
+    graph.eliminate_dead_code()
+    return launches
 
 
-def _build(programs: list[Program], record: Record) -> list[Kernel | None]:
-    if not programs:
-        return []
+def _build(launches: list[Launch], record: Record) -> None:
+    """Starts the build of all kernels of a graph in one shared object; without a compiler the interpreter runs."""
+    if not launches:
+        return
     try:
         with _disable_current_modes():  # AOTAutograd traces with fake tensors; the schedules are made of real ones
             toolchain()
-            kernels = compile_programs(programs)
+            kernels = compile_programs([launch.program for launch in launches])
     except CompilerError as error:
         record.fall_back("build", str(error))
-        return [None] * len(programs)
-    record.sources.update({kernel.program.name: kernel.source for kernel in kernels})
-    return list(kernels)
+        return
+    for launch, kernel in zip(launches, kernels, strict=True):
+        launch.kernel = kernel
+        record.sources[launch.program.name] = kernel.source
+
+
+def pool_products(graph: Graph) -> None:
+    """Matrix products write into reused buffers: half of a dense step on many rows is page faults on fresh ones."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in PRODUCTS and not node.kwargs and value(node).device.type == "cpu":
+            node.target = PRODUCTS[node.target]
 
 
 def _install(

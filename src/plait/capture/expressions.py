@@ -11,6 +11,16 @@ from plait.ir import ops
 from plait.ir.program import Builder, Node, Space, Type, join_spaces
 
 
+def _converted(number: float | int | bool, dtype: torch.dtype) -> float | int | bool:
+    if dtype.is_floating_point:
+        return float(number)
+    if dtype == torch.bool:
+        return bool(number)
+    if number != number or number in (float("inf"), -float("inf")):
+        raise UnsupportedError(f"{number} as a number of {dtype}")
+    return int(number)
+
+
 @dataclass
 class Expressions:
     """Makes IR nodes; types are inferred here and nowhere else."""
@@ -18,9 +28,11 @@ class Expressions:
     builder: Builder = field(default_factory=Builder, kw_only=True)
 
     def const(self, number: float | int | bool, dtype: torch.dtype) -> Node:
-        if dtype.is_floating_point:
-            number = float(number)
-        return self.builder.node(ops.Const(number), (), Type(Space.DENSE, (), dtype))
+        """A number that `dtype` can hold; UnsupportedError for one half in an int tensor, which torch would promote."""
+        held = _converted(number, dtype)
+        if not dtype.is_floating_point and held != number:
+            raise UnsupportedError(f"the number {number} beside a tensor of {dtype}")
+        return self.builder.node(ops.Const(held), (), Type(Space.DENSE, (), dtype))
 
     def row_length(self, like: Node) -> Node:
         """Number of entries of a row, as the dtype of `like` and broadcast to its shape."""
@@ -31,7 +43,7 @@ class Expressions:
         if x.type.dtype == dtype:
             return x
         if isinstance(x.op, ops.Const):
-            return self.const(dtype == torch.bool and bool(x.op.value) or x.op.value, dtype)
+            return self.const(_converted(x.op.value, dtype), dtype)
         return self.builder.node(ops.Cast(), (x,), Type(x.type.space, x.type.shape, dtype))
 
     def reshape(self, x: Node, shape: tuple[int, ...]) -> Node:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from plait import graph, operators
+from plait import graph, memory, operators
 from plait.codegen.kernel import Kernel
 from plait.errors import CompilerError, IndexMapError
 from plait.ir.interpret import interpret
@@ -26,12 +26,10 @@ class Launch:
     index maps int [E] the program gathers by, `sizes` the number of coarse rows of each.
     """
 
-    def __init__(
-        self, program: Program, kernel: Kernel | None, on_failure: Callable[[str], None], *, wrap: bool = False
-    ) -> None:
+    def __init__(self, program: Program, on_failure: Callable[[str], None], *, wrap: bool = False) -> None:
         self.wrap = wrap
         self.program = program
-        self.kernel = kernel
+        self.kernel: Kernel | None = None  # set when its build has begun
         self.on_failure = on_failure
         self.with_edge_id = program.needs_edge_position()
         self.__name__ = program.name  # the name in a printed graph
@@ -102,3 +100,18 @@ def _private(item: Tensor, inputs: Sequence[Any]) -> Tensor:
     if item.untyped_storage().data_ptr() in storages or not item.is_contiguous():
         item = item.clone(memory_format=torch.contiguous_format)
     return graph.freeze(item)
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mm(a, b, out=memory.empty((a.shape[0], b.shape[1]), a.dtype))
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.addmm(bias, a, b, out=memory.empty((a.shape[0], b.shape[1]), a.dtype))
+
+
+# products that write into buffers of the pool
+PRODUCTS: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.aten.mm.default: _mm,
+    torch.ops.aten.addmm.default: _addmm,
+}

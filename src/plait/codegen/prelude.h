@@ -63,10 +63,60 @@ template <class V> INLINE V bc_bool(uint8_t a) { return bc<V>(-(i32)(a != 0)); }
 template <class V> INLINE void st_bool(uint8_t* p, V m) {
   for (int l = 0; l < traits<V>::lanes; ++l) p[l] = (uint8_t)(m[l] != 0);
 }
+// two halves as one vector
+template <class V, class H> INLINE V join(H a, H b) {
+  if constexpr (traits<V>::lanes == 16) return (V)__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  else if constexpr (traits<V>::lanes == 8) return (V)__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+  else return (V)__builtin_shufflevector(a, b, 0, 1, 2, 3);
+}
+// in halves: short chains of inserts (one long chain, which a loop over all lanes gives, waits for each load)
 template <class V, class I> INLINE V gather(const scalar_of<V>* p, const I* index, i64 stride) {
-  V v;
-  for (int l = 0; l < traits<V>::lanes; ++l) v[l] = p[(i64)index[l] * stride];
-  return v;
+  if constexpr (traits<V>::lanes > 4) {
+    typedef typename vector_of<scalar_of<V>, traits<V>::lanes / 2>::type H;
+    return join<V>(gather<H>(p, index, stride), gather<H>(p, index + traits<V>::lanes / 2, stride));
+  } else if constexpr (traits<V>::lanes == 4) {
+    return (V){p[(i64)index[0] * stride], p[(i64)index[1] * stride], p[(i64)index[2] * stride], p[(i64)index[3] * stride]};
+  } else {
+    V v;
+    for (int l = 0; l < traits<V>::lanes; ++l) v[l] = p[(i64)index[l] * stride];
+    return v;
+  }
+}
+// four neighbouring numbers of rows 0, 4, 8, 12
+template <class V, class I> INLINE V every_fourth(const f32* p, const I* index, i64 stride) {
+  if constexpr (traits<V>::lanes == 4) return ld<f32x4>(p + (i64)index[0] * stride);
+  else {
+    typedef typename vector_of<f32, traits<V>::lanes / 2>::type H;
+    return join<V>(every_fourth<H>(p, index, stride), every_fourth<H>(p, index + traits<V>::lanes / 2, stride));
+  }
+}
+template <class V> INLINE V low_pairs(V a, V b) {
+  if constexpr (traits<V>::lanes == 16) return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+  else if constexpr (traits<V>::lanes == 8) return __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+  else return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+template <class V> INLINE V high_pairs(V a, V b) {
+  if constexpr (traits<V>::lanes == 16) return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  else if constexpr (traits<V>::lanes == 8) return __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  else return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+template <class V> INLINE V low_halves(V a, V b) {
+  if constexpr (traits<V>::lanes == 16) return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+  else if constexpr (traits<V>::lanes == 8) return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+  else return __builtin_shufflevector(a, b, 0, 1, 4, 5);
+}
+template <class V> INLINE V high_halves(V a, V b) {
+  if constexpr (traits<V>::lanes == 16) return __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  else if constexpr (traits<V>::lanes == 8) return __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  else return __builtin_shufflevector(a, b, 2, 3, 6, 7);
+}
+template <class V> struct Four { V a, b, c, d; };
+// four neighbouring numbers of every row at once: rows are read as they lie and transposed
+template <class V, class I> INLINE Four<V> gather4(const f32* p, const I* index, i64 stride) {
+  const V r0 = every_fourth<V>(p, index, stride), r1 = every_fourth<V>(p, index + 1, stride);
+  const V r2 = every_fourth<V>(p, index + 2, stride), r3 = every_fourth<V>(p, index + 3, stride);
+  const V a = low_pairs(r0, r1), b = low_pairs(r2, r3), c = high_pairs(r0, r1), d = high_pairs(r2, r3);
+  return {low_halves(a, b), high_halves(a, b), low_halves(c, d), high_halves(c, d)};
 }
 template <class V, class I> INLINE V gather_bool(const uint8_t* p, const I* index, i64 stride) {
   V v;
@@ -74,26 +124,43 @@ template <class V, class I> INLINE V gather_bool(const uint8_t* p, const I* inde
   return v;
 }
 template <class V> INLINE V strided(const scalar_of<V>* p, i64 stride) {
-  V v;
-  for (int l = 0; l < traits<V>::lanes; ++l) v[l] = p[l * stride];
-  return v;
+  if constexpr (traits<V>::lanes > 4) {
+    typedef typename vector_of<scalar_of<V>, traits<V>::lanes / 2>::type H;
+    return join<V>(strided<H>(p, stride), strided<H>(p + traits<V>::lanes / 2 * stride, stride));
+  } else {
+    V v;
+    for (int l = 0; l < traits<V>::lanes; ++l) v[l] = p[l * stride];
+    return v;
+  }
 }
 // the first n of the lanes are edges of the row, the others repeat the last of them
-template <int L, class I> INLINE void load_index(I* to, const I* from, int n) {
+template <int L, class I> INLINE void load_index(I* to, const I* from, i32 n) {
   if (n == L) {
     for (int l = 0; l < L; ++l) to[l] = from[l];
     return;
   }
-  for (int l = 0; l < L; ++l) to[l] = from[l < n ? l : n - 1];
+#ifdef __AVX512F__
+  if constexpr (L == 16 && sizeof(I) == 4) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i some = _mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), from);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(_mm512_min_epi32(lane, _mm512_set1_epi32(n - 1)), some));
+    return;
+  }
+#endif
+  const I last = from[n - 1];
+  for (int l = 0; l < L; ++l) to[l] = last;
+#pragma GCC unroll 1
+  for (int l = 0; l < n; ++l) to[l] = from[l];
 }
-template <int L, class I> INLINE void load_position(i64* to, const I* edge_id, i64 first, int n) {
+template <int L, class I> INLINE void load_position(i64* to, const I* edge_id, i64 first, i32 n) {
   if (!edge_id) {
     for (int l = 0; l < L; ++l) to[l] = first + (l < n ? l : n - 1);
     return;
   }
-  for (int l = 0; l < L; ++l) to[l] = (i64)edge_id[first + (l < n ? l : n - 1)];
+  alignas(64) I some[L];
+  load_index<L>(some, edge_id + first, n);
+  for (int l = 0; l < L; ++l) to[l] = (i64)some[l];
 }
-
 template <class V> INLINE void scatter(scalar_of<V>* p, const i64* index, i64 stride, V v, i32 n) {
   for (i32 l = 0; l < n; ++l) p[index[l] * stride] = v[l];
 }
@@ -148,12 +215,20 @@ INLINE f32x4 fma(f32x4 a, f32x4 b, f32x4 c) { return (f32x4)vfmaq_f32((float32x4
 INLINE f64x2 fma(f64x2 a, f64x2 b, f64x2 c) { return (f64x2)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #endif
 
-// NaN wins, as in torch: the comparison is false for a NaN in b, and then b is taken
+// NaN wins, as in torch: the comparison (and the instruction) takes b if there is a NaN in either
 template <class V> INLINE V maximum(V a, V b) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(V) == 64 && sizeof(scalar_of<V>) == 4 && (scalar_of<V>)0.5 != 0)
+    return (V)_mm512_mask_mov_ps(_mm512_max_ps((__m512)a, (__m512)b), _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q), (__m512)a);
+#endif
   const V t = a > b ? a : b;
   return a != a ? a : t;
 }
 template <class V> INLINE V minimum(V a, V b) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(V) == 64 && sizeof(scalar_of<V>) == 4 && (scalar_of<V>)0.5 != 0)
+    return (V)_mm512_mask_mov_ps(_mm512_min_ps((__m512)a, (__m512)b), _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q), (__m512)a);
+#endif
   const V t = a < b ? a : b;
   return a != a ? a : t;
 }
@@ -365,17 +440,9 @@ template <class O, class V> INLINE scalar_of<V> fold(V v) { return fold84<O>(fol
 
 // the same for four vectors at once: number j of the result is fold(v_j)
 template <class O, class V> INLINE auto fold4(V a, V b, V c, V d) {
-  if constexpr (traits<V>::lanes == 16) {
-    const V ab = O::of((V)__builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29),
-                       (V)__builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31));
-    const V cd = O::of((V)__builtin_shufflevector(c, d, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29),
-                       (V)__builtin_shufflevector(c, d, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31));
-    return fold84<O>(O::of((V)__builtin_shufflevector(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
-                           (V)__builtin_shufflevector(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)));
-  } else if constexpr (traits<V>::lanes == 8) {
-    const V ab = O::of((V)__builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13), (V)__builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15));
-    const V cd = O::of((V)__builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13), (V)__builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15));
-    return fold84<O>(O::of((V)__builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13), (V)__builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15)));
+  if constexpr (traits<V>::lanes >= 4) {
+    const V ab = O::of(low_pairs(a, b), high_pairs(a, b)), cd = O::of(low_pairs(c, d), high_pairs(c, d));
+    return fold84<O>(O::of(low_halves(ab, cd), high_halves(ab, cd)));
   } else {
     typedef typename vector_of<scalar_of<V>, 4>::type H;
     return (H){fold<O>(a), fold<O>(b), fold<O>(c), fold<O>(d)};
@@ -392,7 +459,7 @@ template <class U> INLINE U mix(U x) {
   return x ^ (x >> 16);
 }
 template <int L> INLINE void random_row(u32* to, const i64* position, i64 seed) {
-  for (int l = 0; l < L; ++l) to[l] = mix((u32)position[l] ^ (u32)seed) + (u32)((uint64_t)position[l] >> 32);
+  for (int l = 0; l < L; ++l) to[l] = mix(mix((u32)position[l]) ^ (u32)seed) + (u32)((uint64_t)position[l] >> 32);
 }
 // channel times 0x9E3779B9, or one channel's for every lane
 template <class V, class U> INLINE V uniform(U row, U channel, i64 seed) {

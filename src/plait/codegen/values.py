@@ -280,7 +280,14 @@ class Values:
             case _:
                 index = "position"
         self._memo[("index", index)] = index
+        if kind.startswith("f32") and node.type.numel % 4 == 0:
+            four = self._once(("four", node, element // 4), lambda: self._gather4(node, place.pointer, element // 4 * 4, index, kind))
+            return f"{four}.{'abcd'[element % 4]}"
         return f"gather{suffix}<{kind}>({place.pointer} + {element}, {index}, {node.type.numel})"
+
+    def _gather4(self, node: Node, pointer: str, element: int, index: str, kind: str) -> str:
+        """Four neighbouring elements at once; heads come in fours."""
+        return self.new("auto", f"gather4<{kind}>({pointer} + {element}, {index}, {node.type.numel})", each_edge=True)
 
     def indices(self) -> list[str]:
         """The index arrays the narrow values read: "at_<map>" and "position"."""

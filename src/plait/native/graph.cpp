@@ -423,8 +423,8 @@ void plait_pointers(const void* rows, int64_t length, int64_t stride, int bytes,
 }
 
 // out[k] = map[edge_id[k]]
-void plait_permute(const void* edge_id, int id_bytes, const void* data, int64_t stride, int bytes, void* out, int out_bytes,
-                   int64_t length, int threads) {
+void plait_permute(const void* data, int64_t length, int64_t stride, int bytes, const void* edge_id, int id_bytes, void* out,
+                   int out_bytes, int threads) {
     const int team = threads_for(length, threads);
     const Column column = {out, out_bytes};
     if (id_bytes == 4) return permute_from(static_cast<const int32_t*>(edge_id), data, stride, bytes, column, length, team);

@@ -33,7 +33,8 @@ def decide_dropout(graph: Graph, domains: Domains) -> None:
             continue
         val = value(x)
         seed = edit.call(aten.randint.low, 0, _SEEDS, [], dtype=torch.int64, device=val.device)
-        draws = edit.call(operators.uniform, seed, edit.size(x, 0), list(inner), val.dtype)
+        drawn = val.dtype if val.dtype in (torch.float32, torch.float64) else torch.float32  # shorter floats would round a draw to 1
+        draws = edit.call(operators.uniform, seed, edit.size(x, 0), list(inner), drawn)
         kept = edit.call(aten.ge.Scalar, draws, p)
         factor = edit.call(aten.mul.Tensor, edit.call(aten._to_copy.default, kept, dtype=val.dtype), 1.0 / (1.0 - p))
         replace(node, edit.call(aten.mul.Tensor, x, factor))

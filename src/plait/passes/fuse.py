@@ -4,6 +4,8 @@ An *anchor* is a value that leaves the edges: a segment reduction, a sum over al
 Its *cone* is every fusable edge value below it, down to values that exist in memory. Anchors over the same map share a region when that
 needs no value the region itself must produce first; a reduced value read back through the same map chains inside the region (softmax),
 one read through a different map starts a new one, and that is the only reason for a second kernel.
+
+The same growing, over rows that are no entries of a map, fuses what is left between products and norms (`find_row_regions`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import aten, is_call, is_tensor, value
+from plait.passes.edit import aten, is_call, is_tensor, static, value
 
 Predicate = Callable[[Node], bool]
 
@@ -46,38 +48,66 @@ class _Draft:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What growing needs to know of the graph, computed once."""
+    """What growing needs to know of the graph, computed once. `inside`: values a region may compute instead of reading."""
 
     domains: Domains
     fusable: Predicate
+    inside: Predicate
     position: dict[Node, int]
     ancestors: dict[Node, int]  # bit set of positions
 
 
-def find_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:
-    """Regions of a canonical graph, in an order in which they can run. `fusable` says whether an operator has a lowering."""
-    facts = _facts(graph, domains, fusable)
+def find_edge_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:
+    """Edge programs of a canonical graph, in an order in which they can run. `fusable`: whether an operator has a lowering."""
+    regions = _grow(graph, domains, fusable, domains.is_edge)
+    return [region for region in regions if _num_computing(region) >= 1 or region.rows is not None or region.totals]
+
+
+# fewer operators than this cost less as they are than one more launch
+_MIN_ROW_OPERATORS = 3
+_MIN_ROWS = 512
+
+
+def find_row_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:
+    """Elementwise work and inner reductions over nodes (or rows of any kind that is not edges), in the user's order of rows."""
+
+    def inside(node: Node) -> bool:
+        if domains.of(node) is None or domains.is_edge(node) or is_call(node, operators.gather, operators.segment_reduce):
+            return False
+        num_rows = static(value(node).shape[0])
+        return num_rows is None or num_rows >= _MIN_ROWS
+
+    regions = _grow(graph, domains, fusable, inside)
+    return [region for region in regions if _num_computing(region) >= _MIN_ROW_OPERATORS]
+
+
+def _num_computing(region: Region) -> int:
+    """Operators of a region that compute floats, i.e. that are not views and copies."""
+    return sum(
+        1
+        for node in region.members
+        if value(node).dtype.is_floating_point
+        and (torch.Tag.pointwise in getattr(node.target, "tags", ()) or is_call(node, *_REDUCTIONS))
+        and not is_call(node, *_COPIES)
+    )
+
+
+_REDUCTIONS = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default)
+_COPIES = (aten.clone.default, aten.detach.default, aten.alias.default, aten._to_copy.default)
+
+
+def _grow(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate) -> list[Region]:
+    facts = _facts(graph, domains, fusable, inside)
     drafts: list[_Draft] = []
     anchors = [(node, found[0]) for node in graph.nodes if (found := _anchor_map(node, facts)) is not None]
     # reductions first: edge tensors and totals then join the kernel that has most of their values at hand already
     for node, rows in sorted(anchors, key=lambda pair: pair[1] is None):
         _place(node, rows, drafts, facts)
-    read_by_others = set().union(*(draft.leaves for draft in drafts))
-    regions = [_finish(draft, facts, read_by_others) for draft in drafts]
-    return [region for region in regions if _is_worthwhile(region)]
+    read_by_others: set[Node] = set().union(*(draft.leaves for draft in drafts))
+    return [_finish(draft, facts, read_by_others) for draft in drafts]
 
 
-def _is_worthwhile(region: Region) -> bool:
-    """Whether a region does more than copy: a reduction, a total, or arithmetic on floats."""
-    if region.rows is not None or region.totals:
-        return True
-    return any(
-        torch.Tag.pointwise in getattr(node.target, "tags", ()) and value(node).dtype.is_floating_point
-        for node in region.members
-    )
-
-
-def _facts(graph: Graph, domains: Domains, fusable: Predicate) -> _Facts:
+def _facts(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate) -> _Facts:
     position = {node: number for number, node in enumerate(graph.nodes)}
     ancestors: dict[Node, int] = {}
     for node in graph.nodes:
@@ -85,15 +115,15 @@ def _facts(graph: Graph, domains: Domains, fusable: Predicate) -> _Facts:
         for item in node.all_input_nodes:
             bits |= ancestors[item]
         ancestors[node] = bits
-    return _Facts(domains, fusable, position, ancestors)
+    return _Facts(domains, fusable, inside, position, ancestors)
 
 
-def is_total(node: Node, domains: Domains) -> bool:
-    """Whether `node` sums an edge value over axis 0."""
+def _is_total(node: Node, facts: _Facts) -> bool:
+    """Whether `node` sums a value of the region's rows over axis 0."""
     if not is_call(node, aten.sum.dim_IntList):
         return False
     x, axes = node.args[0], node.args[1]
-    if not isinstance(x, Node) or not domains.is_edge(x) or not isinstance(axes, list | tuple) or not axes:
+    if not isinstance(x, Node) or not facts.inside(x) or not isinstance(axes, list | tuple) or not axes:
         return False
     return any(int(axis) % value(x).dim() == 0 for axis in axes)  # type: ignore[arg-type]
 
@@ -102,10 +132,11 @@ def _anchor_map(node: Node, facts: _Facts) -> tuple[Node | None] | None:
     """(ordering map or None,) if `node` is an anchor; None if it is not."""
     if is_call(node, operators.segment_reduce):
         values = node.args[0]
+        # over rows that are nodes (pooling), the values are read: something else computes them
         if not isinstance(values, Node) or not facts.domains.is_fine(values) or not facts.fusable(node):
             return None
         return (node.args[1],)  # type: ignore[return-value]
-    if is_total(node, facts.domains) and facts.fusable(node):
+    if _is_total(node, facts) and facts.fusable(node):
         operand = node.args[0]
         return (None,) if isinstance(operand, Node) and _in_cone(operand, facts) else None
     if not _in_cone(node, facts) or is_call(node, operators.gather):
@@ -118,12 +149,12 @@ def _reads_as_anchor(user: Node, node: Node, facts: _Facts) -> bool:
     """Whether `user` is an anchor that takes `node` into its own cone."""
     if is_call(user, operators.segment_reduce):
         return user.args[0] is node and facts.fusable(user)
-    return is_total(user, facts.domains) and facts.fusable(user)
+    return _is_total(user, facts) and facts.fusable(user)
 
 
 def _in_cone(node: Node, facts: _Facts) -> bool:
     """Whether `node` is an edge value that a region may compute instead of reading."""
-    return node.op == "call_function" and facts.domains.is_edge(node) and facts.fusable(node)
+    return node.op == "call_function" and is_tensor(node) and facts.inside(node) and facts.fusable(node)
 
 
 def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts) -> None:
@@ -252,10 +283,10 @@ def _finish(draft: _Draft, facts: _Facts, read_by_others: set[Node]) -> Region:
     for node in members:
         is_anchor = node in draft.anchors
         outside = node in read_by_others or any(user not in inside for user in node.users)
-        is_row = not facts.domains.is_edge(node) and not is_total(node, facts.domains)
+        is_row = not facts.inside(node) and not _is_total(node, facts)
         if outside and (is_anchor or is_row):
             outputs.append(node)
     reductions = [item for item in draft.anchors if is_call(item, operators.segment_reduce)]
     row_domain = facts.domains.of(reductions[0]) if reductions and draft.rows is not None else None
-    totals = frozenset(node for node in members if is_total(node, facts.domains))
+    totals = frozenset(node for node in members if _is_total(node, facts))
     return Region(draft.rows, draft.domain, row_domain, members, tuple(outputs), totals)

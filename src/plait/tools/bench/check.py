@@ -36,7 +36,8 @@ class Deviation:
         return self.share_off <= self.allowed_share
 
     def __str__(self) -> str:
-        return f"{self.tensor} differs from eager by {self.largest:.1e} of its largest entry ({100 * self.share_off:.3g} % of entries)"
+        share = f"{100 * self.share_off:.3g} % of entries"
+        return f"{self.tensor} differs from eager by {self.largest:.1e} of its largest entry ({share})"
 
 
 def compare_files(expected: pathlib.Path, got: pathlib.Path, model: str) -> Deviation:
