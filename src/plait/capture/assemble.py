@@ -17,10 +17,11 @@ from plait.capture.lower_ops import LOWERINGS
 from plait.capture.record import Record
 from plait.codegen.kernel import compile_programs
 from plait.errors import CompilerError, UnsupportedError
+from plait.ir.text import to_text
 from plait.ir.verify import verify
 from plait.native.compiler import toolchain
 from plait.passes import domains as domains_pass
-from plait.passes.edit import Editor, aten, inner_sizes, is_tensor, stable_topological_sort, value
+from plait.passes.edit import Editor, aten, inner_sizes, is_integral, is_tensor, stable_topological_sort, value
 from plait.passes.fuse import Region, find_edge_regions, find_row_regions
 from plait.passes.structure import own_maps, split_structure
 
@@ -49,16 +50,25 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     graph = gm.graph
     if direction != "backward":
         own_maps(graph)
-    structure = split_structure(graph, StructureCall, num_returned)
+    structure = split_structure(graph, StructureCall, num_returned) if record.wants("structure") else None
     if structure is not None:
+        record.dump(f"{direction}_structure", structure.module.print_readable(print_output=False))
         record.structure.extend(node.name for node in structure.outputs)
-    launches = _fuse(graph, find_edge_regions, direction, record, 0)
-    launches += _fuse(graph, find_row_regions, direction, record, len(launches))
+    launches: list[Launch] = []
+    if record.wants("edge_regions"):
+        launches += _fuse(graph, find_edge_regions, direction, record, 0)
+    if record.wants("row_regions"):
+        launches += _fuse(graph, find_row_regions, direction, record, len(launches))
     _build(launches, record)
-    record.programs[direction] = [launch.program for launch in launches]
+    record.launches[direction] = launches
     pool_products(graph)
     _note_leftovers(graph, direction, record)
     gm.recompile()
+    record.dump(f"{direction}_final", gm.print_readable(print_output=False))
+    for launch in launches:
+        record.dump(launch.program.name, to_text(launch.program))
+        if launch.kernel is not None:
+            record.dump(launch.program.name, launch.kernel.source, "cpp")
     return gm
 
 
@@ -97,7 +107,6 @@ def _build(launches: list[Launch], record: Record) -> None:
         return
     for launch, kernel in zip(launches, kernels, strict=True):
         launch.kernel = kernel
-        record.sources[launch.program.name] = kernel.source
 
 
 def pool_products(graph: Graph) -> None:
@@ -180,6 +189,8 @@ def _note_leftovers(graph: Graph, direction: str, record: Record) -> None:
     domains = domains_pass.infer(graph)
     counts: dict[str, int] = {}
     for node in graph.nodes:
+        if node.name in record.left and not is_integral(node):
+            record.note(f"{direction}: {record.left[node.name]}")
         if node.op == "call_function" and is_tensor(node) and domains.is_edge(node) and _is_work(node):
             counts[str(node.target)] = counts.get(str(node.target), 0) + 1
     for name, count in sorted(counts.items()):

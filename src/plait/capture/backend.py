@@ -13,6 +13,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import default_partition
 from torch.fx import Graph, GraphModule
 
+from plait import graph as graph_structure
 from plait.capture.assemble import assemble, is_fusable
 from plait.capture.record import Record, new_record
 from plait.capture.trace import forward_graph, mark_dropout, specialize_floats
@@ -20,11 +21,9 @@ from plait.capture.region import Region
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError
 from plait.passes import domains as domains_pass
-from plait.passes.canonicalize import canonicalize, materialize_fills
-from plait.passes.dropout import decide_dropout
-from plait.passes.hoist import hoist_products
+from plait.passes import pipeline
 from plait.passes.recompute import recompute_edges
-from plait.passes.structure import merge_equal, structural_nodes
+from plait.passes.structure import structural_nodes
 
 log = logging.getLogger("plait")
 Callback = Callable[..., Any]
@@ -50,7 +49,9 @@ def plait_backend(
     options: see `plait.config.Options`; an unknown one raises OptionError.
     """
     chosen = Options.parse({**(options or {}), **named})
-    record = new_record(chosen.strict)
+    record = new_record(chosen.strict, chosen.stop_after)
+    graph_structure.prepare()  # its library builds while we trace
+    record.wants(pipeline.STAGES[0])  # an unknown stage is an error before any work
     specialize_floats(gm)
     for attempt in (_compile_rewritten, _compile_as_captured):
         try:
@@ -79,7 +80,8 @@ def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: 
     marked = GraphModule(gm, copy_graph(gm.graph))
     mark_dropout(marked)
     forward = forward_graph(marked, example_inputs)
-    rewrite_forward(forward, record)
+    record.dump("captured", gm.print_readable(print_output=False))
+    _run_passes(forward, pipeline.FORWARD, record)
     eager = GraphModule(forward, copy_graph(forward.graph))
     return _differentiable(_aot(forward, example_inputs, record), eager)
 
@@ -103,8 +105,7 @@ def _differentiable(compiled: Callback, eager: GraphModule) -> Callback:
 
 def _aot(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Callback:
     def inference(graph: GraphModule, _: Any) -> Callback:
-        for reason in canonicalize(graph.graph):
-            record.note(reason)
+        _run_passes(graph, pipeline.JOINT, record)
         return _boxed(assemble(graph, "inference", record, num_returned=_ALL), None)
 
     return aot_autograd(
@@ -115,16 +116,15 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Call
     )(gm, example_inputs)
 
 
-def rewrite_forward(gm: GraphModule, record: Record) -> None:
-    """The passes on the functional forward graph, before autograd."""
-    graph = gm.graph
-    materialize_fills(graph)
-    for reason in canonicalize(graph):
-        record.note(reason)
-    merge_equal(graph)
-    decide_dropout(graph, domains_pass.infer(graph))
-    record.moved.extend(hoist_products(graph, domains_pass.infer(graph)))
-    gm.recompile()
+def _run_passes(gm: GraphModule, passes: tuple[pipeline.Pass, ...], record: Record) -> None:
+    for item in passes:
+        if not item.required and not record.wants(item.name):
+            continue
+        remarks = item.run(gm.graph)
+        record.moved.extend(remarks.moved)
+        record.left.update(remarks.left)
+        gm.recompile()
+        record.dump(item.name, gm.print_readable(print_output=False))
 
 
 def partition(
@@ -132,15 +132,13 @@ def partition(
 ) -> tuple[GraphModule, GraphModule]:
     """Splits the joint graph of forward and backward; edge values are computed again, kernels of both are planned together."""
     graph = joint.graph
-    materialize_fills(graph)
-    for reason in canonicalize(graph):
-        record.note(reason)
-    merge_equal(graph)
+    _run_passes(joint, pipeline.JOINT, record)
     domains = domains_pass.infer(graph)
     structure = set(structural_nodes(graph))
-    plan = recompute_edges(graph, num_fwd_outputs, domains, lambda node: is_fusable(node) and node not in structure)
-    record.recomputed.extend(plan.recomputed)
-    record.cached.extend(plan.cached)
+    if record.wants("recompute"):
+        plan = recompute_edges(graph, num_fwd_outputs, domains, lambda node: is_fusable(node) and node not in structure)
+        record.recomputed.extend(plan.recomputed)
+        record.cached.extend(plan.cached)
     forward, backward = default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
     return (
         assemble(forward, "forward", record, num_returned=num_fwd_outputs),

@@ -30,6 +30,7 @@ class Launch:
         self.wrap = wrap
         self.program = program
         self.kernel: Kernel | None = None  # set when its build has begun
+        self.seen: tuple[int, int, tuple[int, ...]] | None = None  # num_edges, num_rows, sizes of the last call, for reports
         self.on_failure = on_failure
         self.with_edge_id = program.needs_edge_position()
         self.__name__ = program.name  # the name in a printed graph
@@ -43,6 +44,7 @@ class Launch:
         sizes: Sequence[int],
         tensors: Sequence[Tensor],
     ) -> list[Tensor]:
+        self.seen = (num_edges, num_rows, tuple(sizes))
         try:
             structure = self._structure(num_edges, num_rows, rows, maps, sizes)
         except IndexMapError:

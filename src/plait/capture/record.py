@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from dataclasses import dataclass, field
 
+from plait.capture.launch import Launch
 from plait.config import environment
 from plait.errors import UnsupportedError
 from plait.ir.program import Program
+from plait.passes.pipeline import wanted
 
 log = logging.getLogger("plait")
 
@@ -28,15 +31,40 @@ class Fallback:
 class Record:
     """One captured graph: its programs by direction, what is kept for the backward, what was moved, what fell back."""
 
-    programs: dict[str, list[Program]] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+    number: int = 0
+    launches: dict[str, list[Launch]] = field(default_factory=dict)
+    stop_after: str | None = None
     moved: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     recomputed: list[str] = field(default_factory=list)
     structure: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)  # graph node -> why it was not rewritten
     fallbacks: list[Fallback] = field(default_factory=list)
     strict: bool | None = None
+    num_dumps: int = 0
+
+    @property
+    def programs(self) -> dict[str, list[Program]]:
+        """Fused programs by direction: forward, backward, inference."""
+        return {direction: [launch.program for launch in launches] for direction, launches in self.launches.items()}
+
+    def wants(self, stage: str) -> bool:
+        """Whether a stage runs, or the user asked to stop before it."""
+        return wanted(stage, self.stop_after)
+
+    def dump(self, stage: str, text: str, suffix: str = "txt") -> None:
+        """Writes what a stage made into the directory PLAIT_DUMP names, if any: capture_0/03_hoist.txt."""
+        directory = environment().dump
+        if directory is None:
+            return
+        folder = directory / f"capture_{self.number}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{self.num_dumps:02}_{stage}.{suffix}").write_text(text)
+        except OSError as error:
+            log.warning("PLAIT_DUMP: %s", error)
+        self.num_dumps += 1
 
     def note(self, line: str) -> None:
         """Something left as it was, by design or for want of a rule; not a failure."""
@@ -62,9 +90,12 @@ RECORDS: list[Record] = []
 _KEPT = 64
 
 
-def new_record(strict: bool | None) -> Record:
+_NUMBERS = itertools.count()
+
+
+def new_record(strict: bool | None, stop_after: str | None = None) -> Record:
     """A record for a capture that begins; the last ones are kept for `plait.explain`."""
-    record = Record(strict=strict)
+    record = Record(strict=strict, stop_after=stop_after, number=next(_NUMBERS))
     RECORDS.append(record)
     del RECORDS[:-_KEPT]
     return record

@@ -16,8 +16,8 @@ from plait.codegen.cpp import print_cpp
 from plait.codegen.factor import factor
 from plait.codegen.schedule import Schedule, identifier, schedule
 from plait.codegen.simplify import rebuild
-from plait.codegen.target import native_target
-from plait.errors import ShapeError
+from plait.codegen.target import Target, native_target
+from plait.errors import ShapeError, UnsupportedError
 from plait.ir.program import Program, Space
 from plait.native import library
 
@@ -34,19 +34,30 @@ def prelude() -> str:
     return (pathlib.Path(__file__).parent / "prelude.h").read_text()
 
 
-def compile_programs(programs: Sequence[Program]) -> list[Kernel]:
-    """Kernels of all programs, from one shared library whose build starts at once and is waited for at the first launch."""
-    target = native_target()
+def compile_programs(programs: Sequence[Program], *, target: Target | None = None) -> list[Kernel]:
+    """Kernels of all programs, from one shared library whose build starts at once and is waited for at the first launch.
+
+    `target` is this machine unless given (vectors may be shorter than the machine's).
+    """
     drafts = []
     for number, program in enumerate(programs):
-        reduced = rebuild(factor(rebuild(program)))
-        plan = schedule(reduced, target)
         symbol = f"plait_{number}_{identifier(program.name)}"
-        drafts.append((program, plan, symbol, print_cpp(reduced, plan, symbol)))
+        plan, source = generate(program, target or native_target(), symbol)
+        drafts.append((program, plan, symbol, source))
     shared = _Library([source for _, _, _, source in drafts], identifier(programs[0].name) if programs else "empty")
     if drafts:
         shared.build((torch.int32, torch.int32))
     return [Kernel(program, plan, source, shared, symbol) for program, plan, symbol, source in drafts]
+
+
+def generate(program: Program, target: Target, symbol: str) -> tuple[Schedule, str]:
+    """How a program runs, and the C++ function `symbol` that does it."""
+    try:
+        reduced = rebuild(factor(rebuild(program)))
+        plan = schedule(reduced, target)
+        return plan, print_cpp(reduced, plan, symbol)
+    except RecursionError as error:
+        raise UnsupportedError(f"{program.name}: a chain of values is too long for the code generator") from error
 
 
 class _Library:
@@ -77,6 +88,7 @@ class Kernel:
         self._shared = shared
         self._symbol = symbol
         self._functions: dict[_Variant, Any] = {}
+        self._needs_position = program.needs_edge_position()
         self._arguments = ctypes.c_void_p * (len(program.inputs) + len(program.outputs) + 2 + len(program.maps))
         self._inputs = tuple((item.shape, item.dtype, item.access, item.index_map) for item in program.inputs)
         self._outputs = tuple((out.value.type.space, out.value.type.shape, out.value.type.dtype) for out in program.outputs)
@@ -92,12 +104,15 @@ class Kernel:
                 return self._launch(tensors, structure, num_rows, num_edges)
         return self._launch(tensors, structure, num_rows, num_edges)
 
+    # in one piece: every call of a helper costs as much as a few of these lines, and this runs in each step
     def _launch(self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int) -> list[Tensor]:
         if len(tensors) != len(self._inputs) or len(structure.indices) != len(self.program.maps):
             raise ShapeError(
                 f"{self.program.name}: expected {len(self._inputs)} tensors and {len(self.program.maps)} index maps, "
                 f"got {len(tensors)} and {len(structure.indices)}"
             )
+        if self._needs_position and structure.edge_id is None and not structure.is_identity:
+            raise ShapeError(f"{self.program.name}: reads or writes edges in the user's order, and the ordering has no edge_id")
         held: list[Tensor] = []  # copies that must live until the launch is over
         pointers: list[int | None] = []
         sizes = {"edge": num_edges, "row": num_rows}

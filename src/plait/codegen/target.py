@@ -8,6 +8,8 @@ from functools import cache
 
 import torch
 
+from plait.native.compiler import simd_bytes
+
 # name of the C++ scalar type that computes a dtype; a bool is a mask of i32 lanes
 SCALARS = {torch.float32: "f32", torch.float64: "f64", torch.int32: "i32", torch.int64: "i64", torch.bool: "i32"}
 
@@ -30,13 +32,9 @@ class Target:
 
 @cache
 def native_target() -> Target:
-    """This machine, which is what -march=native compiles for."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability.startswith("AVX512"):
-        return Target(64, 32)
-    if capability.startswith("AVX2"):
-        return Target(32, 16)
-    return Target(16, 32 if platform.machine() in ("aarch64", "arm64") else 16)
+    """This machine, which is what kernels are built for."""
+    length = simd_bytes()
+    return Target(length, 32 if length == 64 or platform.machine() in ("aarch64", "arm64") else 16)
 
 
 def power_of_two_below(limit: int) -> int:

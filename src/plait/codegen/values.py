@@ -306,6 +306,8 @@ class Values:
         """The order of the wide form (`lane_tiles`, `fold`), with one variable for each of its lanes."""
         assert isinstance(node.op, InnerReduce)
         reduce, value = node.op.reduce, node.inputs[0]
+        if not num_reduced(node):
+            return self.new(kind, f"bc<{kind}>({expr.identity(reduce.value, node.type.dtype)})", each_edge=True)
         entries = self.maps.reduction(node)[element]
         partial: list[str] = []
         tiles = lane_tiles(node, self.schedule.target.lanes(node.type.dtype))

@@ -47,7 +47,8 @@ class ElementMaps:
             elements = _elements(node.inputs[0].type.shape)
             axes = sorted(axis % max(elements.dim(), 1) for axis in node.op.axes)
             kept = [axis for axis in range(elements.dim()) if axis not in axes]
-            table = elements.permute(*kept, *axes).reshape(node.type.numel, -1) if node.type.numel else elements.new_empty(0, 0)
+            entries = elements.numel() // max(node.type.numel, 1)
+            table = elements.permute(*kept, *axes).reshape(node.type.numel, entries)
             found = self._reductions[node] = tuple(map(tuple, table.tolist()))
         return found
 

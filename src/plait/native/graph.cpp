@@ -372,7 +372,7 @@ void plait_hash(const void* data, int64_t length, int64_t stride, int bytes, int
         const int64_t words = length / 8;
         digest = hash_words(Dense<int64_t>{static_cast<const int64_t*>(data)}, words, threads_for(words, threads));
         uint64_t rest = 0;
-        memcpy(&rest, static_cast<const char*>(data) + words * 8, length - words * 8);
+        if (length % 8 != 0) memcpy(&rest, static_cast<const char*>(data) + words * 8, length % 8);
         digest.add(rest, uint64_t(length));
     } else if (bytes == 4) {
         const int32_t* values = static_cast<const int32_t*>(data);

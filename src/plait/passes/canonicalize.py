@@ -31,8 +31,8 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, at
 _SCATTER_REDUCTIONS = {"sum": "sum", "amax": "max", "amin": "min"}
 
 
-def canonicalize(graph: Graph) -> list[str]:
-    """Rewrites `graph` in place; returns a line for each gather or scatter left as it was, with the reason."""
+def canonicalize(graph: Graph) -> list[tuple[str, str]]:
+    """Rewrites `graph` in place; returns (name, reason) of each gather or scatter left as it was."""
     reasons = []
     for node in list(graph.nodes):
         spelling = SPELLINGS.get(node.target) if node.op == "call_function" else None
@@ -40,7 +40,7 @@ def canonicalize(graph: Graph) -> list[str]:
             continue
         result = spelling(node)
         if isinstance(result, str):
-            reasons.append(f"{node.target}: {result}{_at(node)}")
+            reasons.append((node.name, f"{node.target}: {result}{_at(node)}"))
             continue
         replace(node, result)
     graph.eliminate_dead_code()

@@ -92,6 +92,16 @@ def _num_computing(region: Region) -> int:
     )
 
 
+_VIEWS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.detach.default,
+    aten.alias.default,
+)
 _REDUCTIONS = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default)
 _COPIES = (aten.clone.default, aten.detach.default, aten.alias.default, aten._to_copy.default)
 
@@ -139,10 +149,21 @@ def _anchor_map(node: Node, facts: _Facts) -> tuple[Node | None] | None:
     if _is_total(node, facts) and facts.fusable(node):
         operand = node.args[0]
         return (None,) if isinstance(operand, Node) and _in_cone(operand, facts) else None
-    if not _in_cone(node, facts) or is_call(node, operators.gather):
+    if not _in_cone(node, facts) or is_call(node, operators.gather, *_VIEWS):
         return None
-    leaves_edges = any(not _in_cone(user, facts) and not _reads_as_anchor(user, node, facts) for user in node.users)
-    return (None,) if leaves_edges else None
+    leaves = _escapes(node, lambda user, item: _in_cone(user, facts) or _reads_as_anchor(user, item, facts))
+    return (None,) if leaves else None
+
+
+def _escapes(node: Node, stays: Callable[[Node, Node], bool]) -> bool:
+    """Whether something outside reads `node`, perhaps through views: a view is never written, what it views is."""
+    for user in node.users:
+        if is_call(user, *_VIEWS):
+            if _escapes(user, stays):
+                return True
+        elif not stays(user, node):
+            return True
+    return False
 
 
 def _reads_as_anchor(user: Node, node: Node, facts: _Facts) -> bool:
@@ -282,7 +303,9 @@ def _finish(draft: _Draft, facts: _Facts, read_by_others: set[Node]) -> Region:
     outputs = []
     for node in members:
         is_anchor = node in draft.anchors
-        outside = node in read_by_others or any(user not in inside for user in node.users)
+        if is_call(node, *_VIEWS):
+            continue
+        outside = node in read_by_others or _escapes(node, lambda user, _: user in inside)
         is_row = not facts.inside(node) and not _is_total(node, facts)
         if outside and (is_anchor or is_row):
             outputs.append(node)

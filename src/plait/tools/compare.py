@@ -124,7 +124,7 @@ def _in_own_process(options: TrainOptions, seeds: tuple[int, ...], watch: Watch 
     """A spawned process, so that peak memory and the first call are the engine's own."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, options, seeds, watch))
+    process = context.Process(target=run_child, args=(sender, options, seeds, watch))
     process.start()
     sender.close()
     try:
@@ -144,7 +144,8 @@ def _in_own_process(options: TrainOptions, seeds: tuple[int, ...], watch: Watch 
     return answer  # a pipe does not know what it carries
 
 
-def _child(sender: Connection[Any, Any], options: TrainOptions, seeds: tuple[int, ...], watch: Watch | None) -> None:
+def run_child(sender: Connection[Any, Any], options: TrainOptions, seeds: tuple[int, ...], watch: Watch | None) -> None:
+    """The whole life of an engine's process; what it has to say goes through the pipe."""
     try:
         sender.send(_run_seeds(options, seeds, watch))
     except KeyboardInterrupt:

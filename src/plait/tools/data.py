@@ -126,7 +126,7 @@ class NpzFile:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
                 self.arrays: Mapping[str, np.ndarray[Any, Any]] = dict(archive)
         except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: not a readable .npz file ({type(error).__name__}: {error})") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -70,7 +71,7 @@ def show_summary(summary: Summary, out: str) -> None:
         ("peak memory", f"{human_bytes(summary.peak_bytes)} ({human_bytes(summary.loaded_bytes)} before the first step)"),
         ("files", f"{out}/metrics.jsonl, curves.png, best.pt, last.pt"),
     ):
-        table.add_row(f"[bold]{name}[/bold]", text)
+        table.add_row(f"[bold]{name}[/bold]", escape(text))
     console.print(table)
 
 

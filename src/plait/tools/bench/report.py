@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from plait.tools.bench.bandwidth import Bandwidth
@@ -24,16 +25,16 @@ def show_cell(cell: CellResult, console: Console) -> None:
     """One table per cell: a line per engine."""
     title = f"{cell.model} on {cell.graph}: {cell.num_nodes} nodes, {cell.num_edges} edges"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("engine", no_wrap=True)
+    table.add_column("engine")
     for name in ("training\nstep", "\ninference", "\nx", "first\ncall", "caches\nfull", "new\ngraph", "extra\nmemory"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in cell.results:
         if result.error is not None:
-            table.add_row(result.engine, "-")
+            table.add_row(escape(result.engine), "-")
             continue
         ratio = cell.ratio(result.engine)
         table.add_row(
-            result.engine,
+            escape(result.engine),
             _spread(result.train),
             _spread(result.infer),
             f"{ratio:.2f}" if ratio else "",
@@ -44,7 +45,7 @@ def show_cell(cell: CellResult, console: Console) -> None:
     for result in cell.results:
         for problem in (result.error, result.memory_error):
             if problem is not None:
-                console.print(f"[red]{result.engine}[/red]: {problem}", soft_wrap=True, highlight=False)
+                console.print(f"{result.engine}: {problem}", style="red", markup=False, soft_wrap=True)
 
 
 def show_ratios(cells: Sequence[CellResult], candidate: str, console: Console) -> None:

@@ -1,0 +1,82 @@
+"""The graph passes, in order, with the reason for each place. A graph can be run after every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.fx import Graph
+
+from plait.errors import OptionError
+from plait.passes import domains
+from plait.passes.canonicalize import canonicalize, materialize_fills
+from plait.passes.dropout import decide_dropout
+from plait.passes.hoist import hoist_products
+from plait.passes.structure import merge_equal
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """What a pass says: `moved` for each law applied, `left` for what it did not touch, (node name, reason)."""
+
+    moved: tuple[str, ...] = ()
+    left: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A rewrite of a functional aten graph, in place; same numbers before and after. required: the graph cannot be compiled without."""
+
+    name: str
+    run: Callable[[Graph], Remarks]
+    required: bool = False
+
+
+def _fills(graph: Graph) -> Remarks:
+    materialize_fills(graph)
+    return Remarks()
+
+
+def _canonicalize(graph: Graph) -> Remarks:
+    return Remarks(left=tuple(canonicalize(graph)))
+
+
+def _merge(graph: Graph) -> Remarks:
+    merge_equal(graph)
+    return Remarks()
+
+
+def _dropout(graph: Graph) -> Remarks:
+    decide_dropout(graph, domains.infer(graph))
+    return Remarks()
+
+
+def _hoist(graph: Graph) -> Remarks:
+    return Remarks(moved=tuple(hoist_products(graph, domains.infer(graph))))
+
+
+FORWARD: tuple[Pass, ...] = (
+    Pass("fills", _fills),  # first: canonicalize recognises what is scattered onto by its constant
+    Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
+    Pass("merge", _merge),  # two layers' self-loop handling must be one before it is cut off as structure
+    Pass("dropout", _dropout, required=True),  # needs the domains; before autograd, so that the backward has the same draws
+    Pass("hoist", _hoist),  # before autograd, so that gradients are products over nodes too
+)
+
+JOINT: tuple[Pass, ...] = (
+    Pass("joint_fills", _fills),  # autograd makes new fills and new spellings
+    Pass("joint_canonicalize", _canonicalize),
+    Pass("joint_merge", _merge),  # what the backward computes as the forward did is kept once, or recomputed on purpose
+)
+
+AFTER = ("recompute", "structure", "edge_regions", "row_regions")  # the steps that need more than a graph, in `capture.backend`
+STAGES = (*(item.name for item in FORWARD), *(item.name for item in JOINT), *AFTER)
+
+
+def wanted(stage: str, stop_after: str | None) -> bool:
+    """Whether a stage runs when the user asked to stop after one; OptionError for a name that is none."""
+    if stop_after is None:
+        return True
+    if stop_after not in STAGES:
+        raise OptionError(f"stop_after: expected one of {', '.join(STAGES)}, got {stop_after!r}")
+    return STAGES.index(stage) <= STAGES.index(stop_after)
