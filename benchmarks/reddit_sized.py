@@ -1,6 +1,6 @@
 """Capacity: one training step of a GAT layer on a graph of Reddit's size, 233 thousand nodes and 114.6 million edges.
 
-64 features in, 4 heads x 16. Eager PyTorch needs more than 24 GB for it. Prints the time of each step and the peak of resident memory.
+64 features in, 4 heads x 16. Eager PyTorch needs more than 24 GB for it. Prints the time of each step and peak resident memory.
 
 usage: python benchmarks/reddit_sized.py [--engine plait] [--nodes N] [--edges E] [--steps 2] [--no-self-loops]
 """
@@ -52,9 +52,9 @@ def main() -> None:
 
     start = time.perf_counter()
     edge_index = powerlaw_in_chunks(arguments.nodes, arguments.edges)
+    torch.manual_seed(0)
     x = torch.randn(arguments.nodes, 64)
     report("graph made", start)
-    torch.manual_seed(0)
     model = GATConv(64, 16, heads=4, add_self_loops=not arguments.no_self_loops)
     optimizer = torch.optim.Adam(model.parameters())
     compiled = compile_with(arguments.engine, model)

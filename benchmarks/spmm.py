@@ -26,7 +26,7 @@ def adjacency(edge_index: Tensor, num_nodes: int) -> Tensor:
     order = torch.argsort(dst, stable=True)
     indptr = torch.zeros(num_nodes + 1, dtype=torch.int64)
     indptr[1:] = torch.bincount(dst, minlength=num_nodes).cumsum(0)
-    return torch.sparse_csr_tensor(indptr, src[order], torch.ones(len(src)), size=(num_nodes, num_nodes))
+    return torch.sparse_csr_tensor(indptr, src[order], torch.ones(len(src)), size=(num_nodes, num_nodes), check_invariants=True)
 
 
 def main() -> None:

@@ -134,7 +134,7 @@ def constant_outputs() -> Program:
     row, dense = d.load("row", 3), d.load("dense", 2, 2)
     d.out(row)
     d.out(d.length(I64))
-    d.out((dense * dense).inner(1))
+    d.out(row * (dense * dense).inner(0, 1))
     d.out(d.load("at", 20))
     d.out((row.exp() / 2.0).total())
     return d.program()

@@ -158,14 +158,14 @@ def test_a_broken_key_is_named_with_what_was_expected_and_found(write: Any, chan
 
 
 def test_a_missing_file_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match="nowhere.npz: no such file"):
+    with pytest.raises(DataError, match=r"nowhere\.npz: no such file"):
         load(str(tmp_path / "nowhere.npz"))
 
 
 def test_a_file_that_is_no_archive_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "text.npz").write_text("not an archive")
 
-    with pytest.raises(DataError, match="text.npz: not a readable .npz file"):
+    with pytest.raises(DataError, match=r"text\.npz: not a readable \.npz file"):
         load(str(tmp_path / "text.npz"))
 
 
@@ -173,7 +173,7 @@ def test_a_cut_file_is_named(write: Any) -> None:
     path = pathlib.Path(write())
     path.write_bytes(path.read_bytes()[:-200])
 
-    with pytest.raises(DataError, match="not a readable .npz file"):
+    with pytest.raises(DataError, match=r"not a readable \.npz file"):
         load(str(path))
 
 

@@ -82,7 +82,7 @@ def test_it_stops_when_validation_does_not_improve(tmp_path: pathlib.Path) -> No
 
 
 def test_nothing_to_resume_is_said(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match="last.pt: no checkpoint to resume from"):
+    with pytest.raises(DataError, match=r"last\.pt: no checkpoint to resume from"):
         train(options(tmp_path, resume=True))
 
 
@@ -90,7 +90,7 @@ def test_a_broken_checkpoint_is_named(tmp_path: pathlib.Path) -> None:
     train(options(tmp_path, epochs=1))
     (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 cut short")
 
-    with pytest.raises(DataError, match="last.pt: not a readable checkpoint"):
+    with pytest.raises(DataError, match=r"last\.pt: not a readable checkpoint"):
         train(options(tmp_path, resume=True))
 
 

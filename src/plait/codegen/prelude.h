@@ -21,6 +21,7 @@ typedef double f64;
 typedef int32_t i32;
 typedef int64_t i64;
 typedef uint32_t u32;
+typedef uint8_t u8;
 
 template <class V> struct traits;
 template <class T, int L> struct vector_of;

@@ -113,6 +113,7 @@ def _grow(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate)
     # reductions first: edge tensors and totals then join the kernel that has most of their values at hand already
     for node, rows in sorted(anchors, key=lambda pair: pair[1] is None):
         _place(node, rows, drafts, facts)
+    _absorb_epilogues(drafts, facts)
     read_by_others: set[Node] = set().union(*(draft.leaves for draft in drafts))
     return [_finish(draft, facts, read_by_others) for draft in drafts]
 
@@ -186,10 +187,7 @@ def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts)
         if draft.domain is not domain or (rows is not None and draft.rows is not rows):
             continue
         cone, leaves = _cone(anchor, draft, facts)
-        produced = sum(1 << facts.position[item] for item in draft.anchors)
-        if any(facts.ancestors[leaf] & produced for leaf in leaves):
-            continue
-        if _would_cycle(draft, leaves, drafts, facts):
+        if not _can_read(draft, leaves, drafts, facts):
             continue
         shared = sum(1 for item in cone if item in draft.members) + sum(1 for leaf in leaves if leaf in draft.leaves)
         if shared and (best is None or shared >= best[0]):
@@ -252,7 +250,7 @@ def _cone(anchor: Node, draft: _Draft, facts: _Facts) -> tuple[dict[Node, None],
             if item in draft.members:
                 members[item] = None
                 continue
-            if _in_cone(item, facts) or _is_chained(item, draft, facts):
+            if _in_cone(item, facts) or _is_chained(item, draft, facts) or _is_private_row_value(item, node, draft, facts):
                 stack.append(item)
             elif is_tensor(item):
                 leaves.add(item)
@@ -288,6 +286,39 @@ def _is_chained(node: Node, draft: _Draft, facts: _Facts) -> bool:
             continue
         stack.extend(operand for operand in item.all_input_nodes if is_tensor(operand))
     return reached
+
+
+def _is_private_row_value(item: Node, reader: Node, draft: _Draft, facts: _Facts) -> bool:
+    """Whether a row value that only `reader` reads can be computed where its row's edges are at hand."""
+    reads_per_row = is_call(reader, operators.gather) or not facts.inside(reader)
+    return reads_per_row and set(item.users) == {reader} and _is_row_value(item, draft, facts)
+
+
+def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:
+    """Elementwise work on reduced rows (bias, activation, division by a count) joins the kernel that makes the rows."""
+    taken = {node for draft in drafts for node in draft.members}
+    for node in facts.position:
+        if node in taken or node.op != "call_function" or not is_tensor(node):
+            continue
+        for draft in drafts:
+            operands = [item for item in node.all_input_nodes if is_tensor(item)]
+            if draft.rows is None or not any(item in draft.members and not facts.inside(item) for item in operands):
+                continue
+            leaves = {item for item in operands if item not in draft.members}
+            if not _is_row_value(node, draft, facts) or not _can_read(draft, leaves, drafts, facts):
+                continue
+            draft.members[node] = None
+            draft.leaves |= leaves
+            taken.add(node)
+            break
+
+
+def _can_read(draft: _Draft, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
+    """Whether `draft` may wait for `leaves`: none of them waits for the draft."""
+    produced = sum(1 << facts.position[item] for item in draft.anchors)
+    if any(facts.ancestors[leaf] & produced for leaf in leaves):
+        return False
+    return not _would_cycle(draft, leaves, drafts, facts)
 
 
 def _is_row_value(node: Node, draft: _Draft, facts: _Facts) -> bool:
