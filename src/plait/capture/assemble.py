@@ -77,15 +77,18 @@ def _fuse(
 ) -> list[Launch]:
     """Regions become launches in `graph`; a region that holds what programs do not stays as it is, with the reason."""
     domains = domains_pass.infer(graph)
-    replaced: dict[Node, Node] = {}
-    launches: list[Launch] = []
-    for region in find(graph, domains, is_fusable):
+    pairs: list[tuple[Region, Lowered]] = []
+    for region in find(graph, domains, is_fusable):  # all are lowered before the first is put in: that changes the graph
         try:
-            lowered = lower(region, domains, f"{direction}_{first_number + len(launches)}")
+            lowered = lower(region, domains, f"{direction}_{first_number + len(pairs)}")
         except UnsupportedError as error:
             record.note(f"{direction}: {', '.join(node.name for node in region.outputs)} not fused: {error}")
             continue
         verify(lowered.program)
+        pairs.append((region, lowered))
+    replaced: dict[Node, Node] = {}
+    launches: list[Launch] = []
+    for region, lowered in pairs:
         launch = Launch(lowered.program, lambda reason: record.fall_back("build", reason), wrap=_wraps(region))
         _install(graph, region, lowered, launch, replaced)
         launches.append(launch)
