@@ -25,7 +25,7 @@ class Tolerance:
 # in practice; hubs here have 6000 edges, and a result has gone through a few such sums, exp and div.
 TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.float64: Tolerance(1e-10, 1e-11),  # eps 2.2e-16: formulas must agree, rounding is far away
-    torch.float32: Tolerance(1e-4, 3e-5),  # eps 1.2e-7: about 250 eps of the largest entry (a hub twice), 800 of the entry itself
+    torch.float32: Tolerance(1e-4, 3e-5),  # eps 1.2e-7: about 250 eps of the largest entry, 800 of the entry itself
     torch.bfloat16: Tolerance(3e-2, 1e-2),  # eps 7.8e-3: eager rounds after every operator, a kernel only at the end
     torch.float16: Tolerance(5e-3, 2e-3),  # eps 9.8e-4: the same
 }

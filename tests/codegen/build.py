@@ -10,7 +10,7 @@ import torch
 from plait.ir import ops
 from plait.ir.ops import Reduce
 from plait.ir.program import Builder, Input, Node, Output, Program, Space, Type
-from plait.ir.verify import infer_type, verify
+from plait.ir.verify import verify
 
 DENSE, ROW, EDGE = Space.DENSE, Space.ROW, Space.EDGE
 

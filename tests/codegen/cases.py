@@ -85,7 +85,7 @@ def assert_matches(kernel: Kernel, case: Case, *, tensors: list[Tensor] | None =
     got = kernel(tensors, ordering, case.num_rows, case.num_edges)
     expected = interpret(program, tensors, ordering)
     for output, a, b in zip(program.outputs, got, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype, output.name
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), output.name
         where = f"{program.name}, {output.name}, graph {case.name}"
         if not b.dtype.is_floating_point:
             assert torch.equal(a, b), where

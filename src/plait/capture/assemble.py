@@ -14,7 +14,9 @@ from plait import operators
 from plait.capture.launch import PRODUCTS, Launch, StructureCall
 from plait.capture.lower import DTYPES, Lowered, lower
 from plait.capture.lower_ops import LOWERINGS
+from plait.capture.origin import describe_region, kept_values
 from plait.capture.record import Record
+from plait.capture.rest import compile_rest
 from plait.codegen.kernel import compile_programs
 from plait.errors import CompilerError, UnsupportedError
 from plait.ir.text import to_text
@@ -61,6 +63,8 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
         launches += _fuse(graph, find_row_regions, direction, record, len(launches))
     _build(launches, record)
     record.launches[direction] = launches
+    if direction == "forward":
+        record.kept = kept_values(graph, num_returned)
     pool_products(graph)
     _note_leftovers(graph, direction, record)
     gm.recompile()
@@ -85,6 +89,7 @@ def _fuse(
             record.note(f"{direction}: {', '.join(node.name for node in region.outputs)} not fused: {error}")
             continue
         verify(lowered.program)
+        record.origins[lowered.program.name] = describe_region(region, lowered, domains)
         pairs.append((region, lowered))
     replaced: dict[Node, Node] = {}
     launches: list[Launch] = []

@@ -49,13 +49,13 @@ def plait_backend(
     options: see `plait.config.Options`; an unknown one raises OptionError.
     """
     chosen = Options.parse({**(options or {}), **named})
-    record = new_record(chosen.strict, chosen.stop_after)
+    record = new_record(chosen)
     graph_structure.prepare()  # its library builds while we trace
     record.wants(pipeline.STAGES[0])  # an unknown stage is an error before any work
     specialize_floats(gm)
     for attempt in (_compile_rewritten, _compile_as_captured):
         try:
-            compiled = attempt(gm, example_inputs, chosen, record)
+            compiled = attempt(gm, example_inputs, record)
         except (TorchDynamoException, OptionError):
             raise  # Dynamo's own control flow: restarts of the analysis, graph breaks
         except UnsupportedError as error:
@@ -75,7 +75,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: Options, record: Record) -> Callback:
+def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Callback:
     """The whole chain: rewrites happen before autograd."""
     marked = GraphModule(gm, copy_graph(gm.graph))
     mark_dropout(marked)
@@ -86,7 +86,7 @@ def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], options: 
     return _differentiable(_aot(forward, example_inputs, record), eager)
 
 
-def _compile_as_captured(gm: GraphModule, example_inputs: Sequence[Any], options: Options, record: Record) -> Callback:
+def _compile_as_captured(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Callback:
     """Without the passes before autograd: for graphs with rules for gradients of their own. Regions are fused all the same."""
     captured = GraphModule(gm, copy_graph(gm.graph))
     return _differentiable(_aot(captured, example_inputs, record), GraphModule(gm, copy_graph(gm.graph)))

@@ -8,7 +8,8 @@ import warnings
 from dataclasses import dataclass, field
 
 from plait.capture.launch import Launch
-from plait.config import environment
+from plait.capture.origin import Origin, Value
+from plait.config import Options, environment
 from plait.errors import UnsupportedError
 from plait.ir.program import Program
 from plait.passes.pipeline import wanted
@@ -34,8 +35,11 @@ class Record:
     number: int = 0
     launches: dict[str, list[Launch]] = field(default_factory=dict)
     stop_after: str | None = None
+    rest: str = "eager"
     moved: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
+    kept: list[Value] = field(default_factory=list)  # what the forward hands to the backward, sizes and all
+    origins: dict[str, Origin] = field(default_factory=dict)  # program name -> what of the user's model it is
     recomputed: list[str] = field(default_factory=list)
     structure: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -93,9 +97,9 @@ _KEPT = 64
 _NUMBERS = itertools.count()
 
 
-def new_record(strict: bool | None, stop_after: str | None = None) -> Record:
+def new_record(options: Options) -> Record:
     """A record for a capture that begins; the last ones are kept for `plait.explain`."""
-    record = Record(strict=strict, stop_after=stop_after, number=next(_NUMBERS))
+    record = Record(strict=options.strict, stop_after=options.stop_after, rest=options.rest, number=next(_NUMBERS))
     RECORDS.append(record)
     del RECORDS[:-_KEPT]
     return record

@@ -15,7 +15,18 @@ from plait.codegen.target import power_of_two_below
 from plait.codegen.values import Lanes, Place, Values, lane_tiles
 from plait.codegen.views import ElementMaps, reduced_run
 from plait.ir import text
-from plait.ir.ops import InnerReduce, LoadAt, LoadDense, LoadEdge, LoadRow, Reduce, RowLength, SegmentReduce, TotalReduce, Uniform
+from plait.ir.ops import (
+    InnerReduce,
+    LoadAt,
+    LoadDense,
+    LoadEdge,
+    LoadRow,
+    Reduce,
+    RowLength,
+    SegmentReduce,
+    TotalReduce,
+    Uniform,
+)
 from plait.ir.program import Node, Program, Space, level
 
 _Item = TypeVar("_Item")
@@ -106,7 +117,7 @@ class Printer:
         return lanes
 
     def tiles(self, node: Node, value: Node) -> list[Lanes]:
-        """The vectors of a wide value: the whole row in one run if every operand is read in runs then, else along the last axis."""
+        """The vectors of a wide value: over the whole row if every operand is then read in runs, else along the last axis."""
         count, full = node.type.numel, self.lanes_of(value)
         if count == 0:
             return []
@@ -143,7 +154,10 @@ class Printer:
         dense = [node for node in self.schedule.dense_values if not isinstance(node.op, TotalReduce)]
         after = after_total(self.nodes)
         totals = [node for node in self.nodes if isinstance(node.op, TotalReduce)]
-        lines = [*self._header(), f'extern "C" void {self.name}(void* const* args, i64 num_rows, i64 num_edges, i32 threads) {{']
+        lines = [
+            *self._header(),
+            f'extern "C" void {self.name}(void* const* args, i64 num_rows, i64 num_edges, i32 threads) {{',
+        ]
         body = [*self._arguments()]
         body += [f"alignas(64) {scalar} {array}[{max(count, 1)}];" for scalar, array, count in self.dense_arrays]
         body += self._store_all([node for node in dense if node not in after])
@@ -177,9 +191,9 @@ class Printer:
         if self.program.needs_edge_position():
             lines.append(f"const position_t* __restrict const edge_id = (const position_t*)args[{count + 1}];")
         read = {node.op.map for node in self.nodes if isinstance(node.op, LoadAt)}
-        for number, item in enumerate(self.map_names):
+        for number, index_map in enumerate(self.map_names):
             if number in read:
-                lines.append(f"const index_t* __restrict const {item} = (const index_t*)args[{count + 2 + number}];")
+                lines.append(f"const index_t* __restrict const {index_map} = (const index_t*)args[{count + 2 + number}];")
         return lines
 
     def _tasks(self, totals: list[Node]) -> list[str]:
@@ -240,7 +254,7 @@ class Printer:
         return lines
 
     def _row_body(self) -> list[str]:
-        row = [f"const i64 begin = indptr[row], end = indptr[row + 1];"]
+        row = ["const i64 begin = indptr[row], end = indptr[row + 1];"]
         for node in self.nodes:
             if isinstance(node.op, LoadRow):
                 tensor, item = self.tensors[node.op.slot], self.program.inputs[node.op.slot]
@@ -323,7 +337,9 @@ class Printer:
             pieces.append([*values.hoisted, *stores])
         return roll(pieces, "g")
 
-    def folds(self, values: Values, out: list[str], node: Node, elements: Sequence[int], target: Callable[[int], str]) -> list[str]:
+    def folds(
+        self, values: Values, out: list[str], node: Node, elements: Sequence[int], target: Callable[[int], str]
+    ) -> list[str]:
         """Inner reductions of up to four elements: one vector each, folded together. Gives the lines that store them."""
         assert isinstance(node.op, InnerReduce)
         reduce, table = node.op.reduce, self.maps.reduction(node)
@@ -369,10 +385,13 @@ class Printer:
             pieces.append([*values.hoisted, *stores])
         return roll(pieces, "g")
 
+
 def _tiles(start: int, size: int, full: int) -> list[Lanes]:
     """Vectors over `size` elements; the last one overlaps the one before instead of leaving a rest."""
     length = power_of_two_below(min(size, full))
-    return [tuple(range(start + at, start + at + length)) for at in (min(first, size - length) for first in range(0, size, length))]
+    return [
+        tuple(range(start + at, start + at + length)) for at in (min(first, size - length) for first in range(0, size, length))
+    ]
 
 
 def _starts(tiles: Sequence[Lanes]) -> list[tuple[int, Lanes]]:

@@ -11,7 +11,7 @@ from plait.codegen.loops import mark, plain, roll
 from plait.codegen.schedule import Pass, Sink, num_reduced
 from plait.codegen.values import Lanes, Place, Values
 from plait.codegen.views import reduced_run
-from plait.ir.ops import Reduce, SegmentReduce, TotalReduce, Uniform
+from plait.ir.ops import Reduce, SegmentReduce, TotalReduce
 from plait.ir.program import Node
 
 if TYPE_CHECKING:
@@ -328,10 +328,8 @@ class PassPrinter:
         count, size = len(each[0]), max(1, GROUP // len(sinks))
         shape = sinks[0].node.type.shape
         run = count // max(1, sinks[0].node.type.numel // shape[-1]) if shape and shape[-1] else count
-        pieces = []
-        for numbers in tile_groups(count, max(run, 1), size):
-            pieces.append(group([tile for items in each for tile in (items[number] for number in numbers)]))
-        return pieces
+        groups = tile_groups(count, max(run, 1), size)
+        return [group([items[number] for items in each for number in numbers]) for numbers in groups]
 
     def _array_accumulator(self, sink: Sink, tiles: Sequence[Lanes]) -> None:
         if sink.kind == "total":

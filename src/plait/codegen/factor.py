@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from plait.codegen.simplify import Rebuild, rebuild
 from plait.codegen.views import VIEWS
 from plait.ir.ops import Const, Expand, Pointwise, Reduce, Reshape, RowLength, SegmentReduce
 from plait.ir.program import Node, Program, Space, Type
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def split(value: Node, make: Rebuild) -> Product:
         edge = _times(left.edge, right.edge, value.type, make)
         return Product(edge, left.times + right.times, left.over + right.over)
     if value.op == Pointwise("div"):
-        left, right = split(value.inputs[0], make), value.inputs[1]
-        if right.type.space is not Space.EDGE:
-            return Product(left.edge, left.times, (*left.over, right))
-        if left.edge is not None and (left.times or left.over):
-            return Product(make.node(value.op, (left.edge, right), value.type), left.times, left.over)
+        above, below = split(value.inputs[0], make), value.inputs[1]
+        if below.type.space is not Space.EDGE:
+            return Product(above.edge, above.times, (*above.over, below))
+        if above.edge is not None and (above.times or above.over):
+            return Product(make.node(value.op, (above.edge, below), value.type), above.times, above.over)
     return Product(value)
 
 

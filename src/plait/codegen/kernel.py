@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
 
 from plait import memory
 from plait.codegen.cpp import print_cpp
@@ -99,7 +100,7 @@ class Kernel:
 
     def __call__(self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int) -> list[Tensor]:
         """Run it: tensors by input, the ordering, its sizes -> the outputs."""
-        if torch.autograd._profiler_enabled():  # type: ignore[no-untyped-call]
+        if _profiler_enabled():
             with torch.profiler.record_function(self.program.name):
                 return self._launch(tensors, structure, num_rows, num_edges)
         return self._launch(tensors, structure, num_rows, num_edges)
@@ -156,5 +157,6 @@ class Kernel:
         leading = {"edge": [str(num_edges)], "row": [str(num_rows)], "at": ["any"], "dense": []}[item.access]
         expected = ", ".join([*leading, *map(str, item.shape)])
         return ShapeError(
-            f"{self.program.name}: input {item.name} expected [{expected}] {item.dtype}, got {list(tensor.shape)} {tensor.dtype}"
+            f"{self.program.name}: input {item.name} expected [{expected}] {item.dtype}, "
+            f"got {list(tensor.shape)} {tensor.dtype}"
         )

@@ -6,6 +6,7 @@ numbers are then a linear function of the counter, or read from a table.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -55,7 +56,7 @@ def _loop(texts: list[str], counter: str) -> list[str]:
 
     def number(_: re.Match[str]) -> str:
         column = next(numbers)
-        steps = {b - a for a, b in zip(column, column[1:], strict=False)}
+        steps = {b - a for a, b in itertools.pairwise(column)}
         if steps == {0}:
             return str(column[0])
         if len(steps) == 1:

@@ -15,13 +15,28 @@ import torch
 from plait.codegen.target import Target
 from plait.codegen.views import VIEWS, reduced_run
 from plait.errors import UnsupportedError
-from plait.ir.ops import Cat, Const, InnerReduce, LoadAt, LoadDense, LoadEdge, LoadRow, Pointwise, RowLength, SegmentReduce
-from plait.ir.ops import TotalReduce, Uniform
+from plait.ir.ops import (
+    Cat,
+    Const,
+    InnerReduce,
+    LoadAt,
+    LoadDense,
+    LoadEdge,
+    LoadRow,
+    Pointwise,
+    RowLength,
+    SegmentReduce,
+    TotalReduce,
+    Uniform,
+)
 from plait.ir.program import Node, Program, Space, level, topological
 
 NARROW_ELEMENTS = 8  # more vectors than this per value would leave the registers
 INLINE_REDUCTION = 32  # entries of an inner reduction that are written out as straight code
-COSTLY = frozenset("exp expm1 log log1p sin cos tanh sigmoid erf pow atan2 sqrt rsqrt div reciprocal".split())
+COSTLY = frozenset(
+    {"exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf"}
+    | {"pow", "atan2", "sqrt", "rsqrt", "div", "reciprocal"}
+)
 
 
 @dataclass(frozen=True)
@@ -153,7 +168,9 @@ class _Scheduler:
                     self._demand(item)
 
     def _reasons(self, passes: tuple[Pass, ...], block: int) -> tuple[str, ...]:
-        what = "rows in parallel, tasks of about 4096 edges and rows" if self.program.ordered else "edges in parallel, 4096 a task"
+        what = (
+            "rows in parallel, tasks of about 4096 edges and rows" if self.program.ordered else "edges in parallel, 4096 a task"
+        )
         lines = [f"{what}, the same tasks for any number of threads"]
         for number, item in enumerate(passes):
             kind = "one stream over the row" if item.is_streaming else f"blocks of {block} edges"

@@ -16,7 +16,7 @@ from plait.codegen.loops import mark, roll
 from plait.codegen.schedule import INLINE_REDUCTION, Schedule, num_reduced
 from plait.codegen.target import power_of_two_below
 from plait.codegen.views import VIEWS, ElementMaps, reduced_run
-from plait.ir.ops import Cast, Cat, Const, InnerReduce, LoadAt, LoadEdge, Pointwise, Reduce, RowLength, Uniform
+from plait.ir.ops import Cast, Cat, Const, InnerReduce, Pointwise, Reduce, Uniform
 from plait.ir.program import Node, Space
 
 Lanes = tuple[int, ...]
@@ -34,7 +34,7 @@ class Place:
 
 
 class Values:
-    """One C++ scope: the text of the values asked for, each once. `hoisted` holds for all edges, `lines` for one (or a block)."""
+    """One C++ scope: the text of the values asked for, each once. `hoisted`: for all edges, `lines`: for one (or a block)."""
 
     def __init__(
         self, schedule: Schedule, places: dict[Node, Place], maps: ElementMaps, map_names: tuple[str, ...], prefix: str = "v"
@@ -281,7 +281,9 @@ class Values:
                 index = "position"
         self._memo[("index", index)] = index
         if kind.startswith("f32") and node.type.numel % 4 == 0:
-            four = self._once(("four", node, element // 4), lambda: self._gather4(node, place.pointer, element // 4 * 4, index, kind))
+            four = self._once(
+                ("four", node, element // 4), lambda: self._gather4(node, place.pointer, element // 4 * 4, index, kind)
+            )
             return f"{four}.{'abcd'[element % 4]}"
         return f"gather{suffix}<{kind}>({place.pointer} + {element}, {index}, {node.type.numel})"
 

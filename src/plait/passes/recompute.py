@@ -7,6 +7,7 @@ node values only. The copies are fused into the backward's kernels and never exi
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -97,4 +98,6 @@ def forward_nodes(graph: Graph, num_forward_outputs: int) -> set[Node]:
             continue
         seen.add(node)
         stack.extend(node.all_input_nodes)
+    # parts of what the forward makes anyway: the backward can be given a part, never the whole
+    seen.update(node for node in graph.nodes if node.target is operator.getitem and node.args[0] in seen)
     return seen

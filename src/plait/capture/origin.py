@@ -1,0 +1,107 @@
+"""Where a program and a kept value come from in the user's model: text and sizes for reports, nothing that keeps a graph alive."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from plait.capture.launch import StructureCall
+from plait.capture.lower import Lowered
+from plait.passes.domains import Domains
+from plait.passes.edit import is_tensor, source_line, static, value
+from plait.passes.fuse import Region
+
+Size = int | str  # text (`u0 + 10`) where only a run knows the number
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of a captured graph. kind: input (the user's tensor), structure (computed once per graph), edge, or computed."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    dtype: torch.dtype
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a program was made of. module: (path, class) of the innermost module all of it belongs to, or None.
+
+    operators: the fused calls, views excepted; tensors: what it reads, by slot; rows: the ordering map; maps: the others;
+    results: what it writes.
+    """
+
+    module: tuple[str, str] | None
+    operators: tuple[Value, ...]
+    tensors: tuple[Value, ...]
+    rows: Value | None
+    maps: tuple[Value, ...]
+    results: tuple[Value, ...]
+
+
+def describe_region(region: Region, lowered: Lowered, domains: Domains) -> Origin:
+    """The origin of the program that `region` was lowered to."""
+    return Origin(
+        _common_module(region.members),
+        tuple(describe(node, domains) for node in region.members if _is_operator(node)),
+        tuple(describe(node, domains) for node in lowered.tensors),
+        describe(region.rows) if region.rows is not None else None,
+        tuple(describe(node) for node in lowered.maps),
+        tuple(describe(node, domains) for node in lowered.results),
+    )
+
+
+def kept_values(graph: Graph, num_returned: int) -> list[Value]:
+    """What a forward graph hands to the backward: the tensors among its outputs behind the first `num_returned`."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    results: Any = output.args[0]
+    return [describe(item) for item in results[num_returned:] if is_tensor(item)]
+
+
+def describe(node: Node, domains: Domains | None = None) -> Value:
+    """A tensor as a report shows it."""
+    val = value(node)
+    return Value(node.name, tuple(_size(size) for size in val.shape), val.dtype, _kind(node, domains), source_line(node))
+
+
+def _size(size: Any) -> Size:
+    number = static(size)
+    if number is not None:
+        return number
+    return int(size.node.hint) if size.node.has_hint() else str(size)
+
+
+def _kind(node: Node, domains: Domains | None) -> str:
+    if node.op == "placeholder":
+        return "input"
+    if node.target is operator.getitem and isinstance(getattr(node.args[0], "target", None), StructureCall):
+        return "structure"
+    return "edge" if domains is not None and domains.is_edge(node) else "computed"
+
+
+def _is_operator(node: Node) -> bool:
+    """Whether a member of a region is a call that eager PyTorch would write a tensor for."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or not any(item.alias_info is not None for item in schema.returns)
+
+
+def _common_module(nodes: tuple[Node, ...]) -> tuple[str, str] | None:
+    stacks = [stack for node in nodes if (stack := _modules(node))]
+    common = None
+    for level in zip(*stacks, strict=False):
+        if any(item != level[0] for item in level):
+            break
+        common = level[0]
+    return common
+
+
+def _modules(node: Node) -> list[tuple[str, str]]:
+    """(path, class name) of the modules a call stands in, outermost first; a backward call belongs where its forward does."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    return [(str(path), getattr(kind, "__name__", str(kind))) for path, kind in stack.values()]

@@ -1,0 +1,73 @@
+"""What is not fused, given to Inductor: `rest="inductor"`.
+
+Groups of aten operators between the launches become submodules that Inductor compiles; the launches and the structure stay plain
+calls. A group that Inductor refuses runs as it is, with the reason recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
+from torch.fx.passes.operator_support import OperatorSupportBase
+
+from plait.capture.record import Record
+from plait.passes.edit import is_tensor, value
+
+
+class _IsAten(OperatorSupportBase):
+    """Functional aten operators on tensors; random draws stay outside, Inductor has a generator of its own."""
+
+    def is_node_supported(self, submodules: Mapping[str, torch.nn.Module], node: Node) -> bool:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or not is_tensor(node):
+            return False
+        if node.target.namespace != "aten" or node.target._schema.is_mutable:
+            return False
+        return torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
+def compile_rest(gm: GraphModule, record: Record) -> GraphModule:
+    """`gm` with its groups of aten operators compiled by Inductor."""
+    partitioner = CapabilityBasedPartitioner(gm, _IsAten(), allows_single_node_partition=False)
+    groups = partitioner.propose_partitions()
+    fused = partitioner.fuse_partitions(groups, prefix="rest_")
+    for node in fused.graph.nodes:
+        if node.op != "call_module" or not str(node.target).startswith("rest_"):
+            continue
+        module = getattr(fused, str(node.target))
+        setattr(fused, str(node.target), _Compiled(_inductor(module, node, record)))
+    fused.recompile()
+    return fused
+
+
+class _Compiled(torch.nn.Module):
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.call(*inputs)
+
+
+def _inductor(module: GraphModule, node: Node, record: Record) -> Callable[..., Any]:
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    output = next(item for item in module.graph.nodes if item.op == "output")
+    single = isinstance(output.args[0], Node)
+    if single:
+        output.args = ((output.args[0],),)
+        module.recompile()
+    try:
+        compiled = compile_fx_inner(module, [value(item) for item in node.args])
+    except Exception as error:  # Inductor's errors have no common base
+        record.fall_back("rest", f"Inductor: {type(error).__name__}: {error}")
+        return module.forward if not single else lambda *inputs: module(*inputs)[0]
+
+    def run(*inputs: Any) -> Any:
+        results = compiled(list(inputs))
+        return results[0] if single else results
+
+    return run

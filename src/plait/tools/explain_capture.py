@@ -1,0 +1,253 @@
+"""One captured graph as a report: its programs with what they read and write, what is kept, what was left, and why."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from plait.capture.launch import Launch
+from plait.capture.origin import Origin, Value
+from plait.capture.record import Record
+from plait.ir import ops
+from plait.ir.program import Program, Space
+from plait.tools.explain_places import short, without_paths
+
+_INT32_END = 2**31
+
+
+@dataclass(frozen=True)
+class Access:
+    """Something a program reads or writes.
+
+    how: "per edge", "per row", "by MAP" (a row for each edge: a row read ten times counts ten times), "whole" or "structure".
+    shape: as read, so [E, ...] for a gathered tensor; bytes: its size, None where a size is known to nobody.
+    source: the line of the user's model (or of a library it uses) that made the tensor, "" where unknown.
+    """
+
+    name: str
+    how: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    bytes: int | None
+    source: str
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """A fused program. module: path and class of the module it belongs to, "" where it spans several; engine: "kernel" (compiled
+    C++) or "interpreter"; rows: the map that orders its edges into rows, None where it runs over edges (or rows) one by one.
+
+    operators: the calls fused; unwritten: those among them whose result, a row per edge, is never in memory.
+    """
+
+    name: str
+    summary: str
+    module: str
+    engine: str
+    rows: str | None
+    num_edges: int | str | None
+    num_rows: int | str | None
+    reads: tuple[Access, ...]
+    writes: tuple[Access, ...]
+    read_bytes: int
+    written_bytes: int
+    operators: tuple[str, ...]
+    unwritten: tuple[Access, ...]
+    unwritten_bytes: int
+
+
+@dataclass(frozen=True)
+class DirectionReport:
+    """direction: forward, backward or inference."""
+
+    direction: str
+    programs: tuple[ProgramReport, ...]
+
+
+@dataclass(frozen=True)
+class CaptureReport:
+    """One captured graph.
+
+    cached: tensors the forward keeps for the backward, those the user or the structure holds anyway left out; cached_bytes: their
+    sum. shared: those left out. recomputed: edge values the backward computes again. moved: laws that were applied.
+    structure: computed once per graph. notes: what was left as it was, and why. fallbacks: what runs as PyTorch runs it.
+    """
+
+    number: int
+    directions: tuple[DirectionReport, ...]
+    cached: tuple[Access, ...]
+    cached_bytes: int
+    shared: tuple[Access, ...]
+    recomputed: tuple[str, ...]
+    moved: tuple[str, ...]
+    structure: tuple[str, ...]
+    notes: tuple[str, ...]
+    fallbacks: tuple[str, ...]
+
+
+def describe_capture(record: Record) -> CaptureReport:
+    """The report of one captured graph; sizes are those of the last call of each program."""
+    seen: dict[str, int] = {}
+    for launch in (launch for launches in record.launches.values() for launch in launches):
+        seen |= _sizes_seen(launch, record.origins[launch.program.name])
+    directions = tuple(
+        DirectionReport(
+            direction, tuple(_program(launch, record.origins[launch.program.name], seen) for launch in launches)
+        )
+        for direction, launches in record.launches.items()
+    )
+    kept = [(value.kind, _access(value, "kept", seen)) for value in record.kept]
+    cached = tuple(access for kind, access in kept if kind not in ("input", "structure"))
+    return CaptureReport(
+        record.number,
+        directions,
+        cached,
+        _total(cached),
+        tuple(access for kind, access in kept if kind in ("input", "structure")),
+        tuple(record.recomputed),
+        tuple(record.moved),
+        tuple(dict.fromkeys(record.structure)),
+        tuple(without_paths(note) for note in record.notes),
+        tuple(str(fallback) for fallback in record.fallbacks),
+    )
+
+
+def _sizes_seen(launch: Launch, origin: Origin) -> dict[str, int]:
+    """What the sizes that a capture had no number for (`u0 + 10`) were when the program ran."""
+    if launch.seen is None:
+        return {}
+    num_edges, num_rows, sizes = launch.seen
+    found = {str(item.sizes[0]): num_edges for item in (origin.rows, *origin.maps) if item is not None}
+    for item, value in zip(launch.program.inputs, origin.tensors, strict=True):
+        if item.access == "edge":
+            found[str(value.sizes[0])] = num_edges
+        elif item.access == "row":
+            found[str(value.sizes[0])] = num_rows
+        elif item.access == "at" and item.index_map is not None:
+            found[str(value.sizes[0])] = sizes[item.index_map]
+    return found
+
+
+def _program(launch: Launch, origin: Origin, seen: dict[str, int]) -> ProgramReport:
+    program = launch.program
+    num_edges, num_rows, sizes = launch.seen or (_unseen(origin), None, ())
+    leading = {"edge": num_edges, "at": num_edges, "row": num_rows}
+    reads = []
+    for item, value in zip(program.inputs, origin.tensors, strict=True):
+        how = f"by {program.maps[item.index_map]}" if item.index_map is not None else _HOW[item.access]
+        shape = item.shape if item.access == "dense" else (_known(leading[item.access]), *item.shape)
+        reads.append(Access(item.name, how, shape, _dtype(item.dtype), _bytes(shape, item.dtype), short(value.source)))
+    reads += _structure(launch, num_edges, num_rows, sizes)
+    writes = []
+    for out, value in zip(program.outputs, origin.results, strict=True):
+        type_ = out.value.type
+        shape = type_.shape if type_.space is Space.DENSE else (_known(leading[type_.space.value]), *type_.shape)
+        how = _HOW[type_.space.value]
+        writes.append(Access(out.name, how, shape, _dtype(type_.dtype), _bytes(shape, type_.dtype), short(value.source)))
+    written = {out.name for out in program.outputs}
+    unwritten = tuple(
+        _access(value, "per edge", seen) for value in origin.operators if value.kind == "edge" and value.name not in written
+    )
+    return ProgramReport(
+        program.name,
+        _summary(program),
+        _module(origin),
+        "interpreter" if launch.kernel is None else "kernel",
+        origin.rows.name if origin.rows is not None else None,
+        num_edges,
+        num_rows,
+        tuple(reads),
+        tuple(writes),
+        _total(reads),
+        _total(writes),
+        tuple(value.name for value in origin.operators),
+        unwritten,
+        _total(unwritten),
+    )
+
+
+_HOW = {"edge": "per edge", "row": "per row", "dense": "whole"}
+
+
+def _structure(launch: Launch, num_edges: int | str | None, num_rows: int | None, sizes: tuple[int, ...]) -> list[Access]:
+    """The index arrays of the ordering."""
+    program = launch.program
+    found = []
+    if program.ordered:
+        rows = num_rows + 1 if num_rows is not None else "?"
+        found.append(("indptr", rows, torch.int64))
+    index = torch.int32 if all(size < _INT32_END for size in sizes) else torch.int64
+    found += [(f"indices of {name}", _known(num_edges), index) for name in program.maps]
+    if program.ordered and launch.with_edge_id:
+        # the kernel does not read it where the edges come sorted already
+        wide = isinstance(num_edges, int) and num_edges >= _INT32_END
+        found.append(("edge_id", _known(num_edges), torch.int64 if wide else torch.int32))
+    return [Access(name, "structure", (size,), _dtype(dtype), _bytes((size,), dtype), "") for name, size, dtype in found]
+
+
+def _summary(program: Program) -> str:
+    """What a program does, in a few words: "max, sum, sum over the edges of each row"."""
+    reductions = [node.op.reduce.value for node in program.nodes() if isinstance(node.op, ops.SegmentReduce)]
+    totals = sum(isinstance(node.op, ops.TotalReduce) for node in program.nodes())
+    parts = []
+    if reductions:
+        parts.append(f"{', '.join(reductions)} over the edges of each row")
+    if totals:
+        parts.append(f"{totals} sum{'s' * (totals > 1)} over everything")
+    per_edge = [out.name for out in program.outputs if out.value.type.space is Space.EDGE]
+    if per_edge:
+        what = "edge by edge" if program.ordered or program.maps else "row by row"
+        parts.append(f"{', '.join(per_edge)} {what}")
+    return "; ".join(parts) or "elementwise"
+
+
+def _module(origin: Origin) -> str:
+    if origin.module is None:
+        return ""
+    path, kind = origin.module
+    inner = path.partition("'].")[2]  # L['model'].conv1: the prefix is the capture's own
+    return f"{inner} ({kind})" if inner else kind
+
+
+def _unseen(origin: Origin) -> int | str | None:
+    return origin.rows.sizes[0] if origin.rows is not None else None
+
+
+def _known(size: int | str | None) -> int | str:
+    return "?" if size is None else size
+
+
+def _access(value: Value, how: str, seen: dict[str, int]) -> Access:
+    shape = tuple(seen.get(size, size) if isinstance(size, str) else size for size in value.sizes)
+    return Access(value.name, how, shape, _dtype(value.dtype), _bytes(shape, value.dtype), short(value.source))
+
+
+def _bytes(shape: tuple[int | str, ...], dtype: torch.dtype) -> int | None:
+    sizes = [size for size in shape if isinstance(size, int)]
+    return math.prod(sizes) * dtype.itemsize if len(sizes) == len(shape) else None
+
+
+def _total(accesses: list[Access] | tuple[Access, ...]) -> int:
+    return sum(access.bytes or 0 for access in accesses)
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def count_names(names: tuple[str, ...]) -> str:
+    """Graph names counted by operator.
+
+    >>> count_names(("gather", "gather_1", "exp"))
+    'gather x2, exp'
+    """
+    counts = Counter(_stem(name) for name in names)
+    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in counts.items())
+
+
+def _stem(name: str) -> str:
+    head, _, tail = name.rpartition("_")
+    return head if head and tail.isdigit() else name

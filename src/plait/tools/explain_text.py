@@ -1,0 +1,165 @@
+"""An `Explanation` as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from plait.tools.explain_capture import Access, CaptureReport, DirectionReport, ProgramReport, count_names
+
+if TYPE_CHECKING:
+    from plait.tools.explain import Explanation
+
+_WIDTH = 128
+
+
+def human_bytes(count: int | None) -> str:
+    """
+    >>> human_bytes(280), human_bytes(2_265_000_000), human_bytes(None)
+    ('280 B', '2.27 GB', '?')
+    """
+    if count is None:
+        return "?"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def to_text(explanation: Explanation) -> str:
+    """The whole report."""
+    return "\n".join(_report(explanation)) + "\n"
+
+
+def _report(explanation: Explanation) -> Iterator[str]:
+    yield _headline(explanation)
+    for capture in explanation.captures:
+        yield ""
+        if len(explanation.captures) > 1:
+            yield f"graph {capture.number}"
+        yield from _capture(capture)
+    if explanation.graph_breaks:
+        yield ""
+        yield "graph breaks: Dynamo cut the model here, and plait fuses nothing across a cut"
+        yield from _listed(explanation.graph_breaks)
+    if explanation.fallbacks:
+        yield ""
+        yield "fallbacks: these parts run as PyTorch runs them"
+        yield from _listed(explanation.fallbacks)
+
+
+def _headline(explanation: Explanation) -> str:
+    count = explanation.num_programs
+    fused = f"{_plural(count, 'fused program')}" if count else "nothing was fused"
+    parts = [fused, _plural(len(explanation.captures), "captured graph"), _plural(len(explanation.fallbacks), "fallback")]
+    if not explanation.captures:
+        parts[1] = "nothing was captured"
+    if explanation.graph_breaks:
+        parts.append(_plural(len(explanation.graph_breaks), "graph break"))
+    return f"{explanation.model}, {explanation.mode}: {', '.join(parts)}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+
+
+def _capture(capture: CaptureReport) -> Iterator[str]:
+    programs = [program for direction in capture.directions for program in direction.programs]
+    if programs:
+        yield from _table(_OVERVIEW, [_overview_row(program) for program in programs], "")
+    for direction in capture.directions:
+        yield from _direction(direction)
+    if capture.cached or capture.shared:
+        yield ""
+        yield f"kept for the backward: {human_bytes(capture.cached_bytes)}, beside what the user and the structure hold anyway"
+        yield from _accesses([("  ", access) for access in capture.cached])
+        if capture.shared:
+            yield from _wrapped("  held anyway: ", [access.name for access in capture.shared])
+    if capture.recomputed:
+        yield ""
+        yield f"computed again in the backward: {_plural(len(capture.recomputed), 'edge value')}"
+        yield from _wrapped("  ", count_names(capture.recomputed).split(", "))
+    for title, lines in (("moved", capture.moved), ("left as it is", capture.notes)):
+        if lines:
+            yield ""
+            yield title
+            yield from _listed(lines)
+    if capture.structure:
+        yield ""
+        yield "computed once per graph, found again by content"
+        yield from _wrapped("  ", capture.structure)
+
+
+_OVERVIEW = ("program", "edges", "rows", "reads", "writes", "never written", "what")
+
+
+def _overview_row(program: ProgramReport) -> tuple[str, ...]:
+    count = len(program.unwritten)
+    what = f"{program.module}: {program.summary}" if program.module else program.summary
+    return (
+        program.name,
+        _number(program.num_edges),
+        _number(program.num_rows) if program.rows is not None else "-",
+        human_bytes(program.read_bytes),
+        human_bytes(program.written_bytes),
+        f"{human_bytes(program.unwritten_bytes)} in {count}" if count else "-",
+        what if program.engine == "kernel" else f"{what} (interpreted)",
+    )
+
+
+def _number(count: int | str | None) -> str:
+    return "?" if count is None else f"{count:,}" if isinstance(count, int) else count
+
+
+def _direction(direction: DirectionReport) -> Iterator[str]:
+    if not direction.programs:
+        yield f"{direction.direction}: nothing was fused"
+    for program in direction.programs:
+        yield ""
+        yield program.name + (f", rows ordered by {program.rows}" if program.rows is not None else ", in the order given")
+        labelled = [("  reads   ", access) for access in program.reads] + [("  writes  ", access) for access in program.writes]
+        yield from _accesses(labelled)
+        yield from _wrapped("  fused     ", count_names(program.operators).split(", "))
+
+
+def _accesses(labelled: Sequence[tuple[str, Access]]) -> Iterator[str]:
+    rows = []
+    last = ""
+    for label, access in labelled:
+        shape = f"[{', '.join(map(str, access.shape))}]"
+        how = "" if access.how == "kept" else access.how
+        shown = label if label != last else " " * len(label)
+        rows.append((shown + access.name, shape, access.dtype, human_bytes(access.bytes), how, access.source))
+        last = label
+    yield from _table(("",) * 6, rows, "", right=(3,))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str, right: Sequence[int] = (1, 2, 3, 4, 5)) -> Iterator[str]:
+    """Columns as wide as they must be; the last one runs free."""
+    lines = [header, *rows] if any(header) else list(rows)
+    widths = [max((len(line[column]) for line in lines), default=0) for column in range(len(header))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield (indent + "  ".join(cells)).rstrip()
+
+
+def _listed(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        first, *others = line.strip().splitlines()
+        yield f"  {first}"
+        yield from (f"    {other.strip()}" for other in others)
+
+
+def _wrapped(label: str, words: Sequence[str]) -> Iterator[str]:
+    """Words with commas between, in lines of `_WIDTH`."""
+    line = label
+    for number, word in enumerate(words):
+        piece = word + ("," if number + 1 < len(words) else "")
+        if len(line) + len(piece) > _WIDTH and line.strip():
+            yield line.rstrip()
+            line = " " * len(label)
+        line += piece + " "
+    yield line.rstrip()

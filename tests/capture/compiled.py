@@ -1,0 +1,54 @@
+"""Compiling in tests: the backend by name, and what the last captures did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from plait.capture import record
+from plait.capture.record import Record
+from tests.models import Inputs
+
+
+def compiled(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Rows are symbolic from the first capture on, so that graphs of all sizes share it (0 and 1 excepted)."""
+    return torch.compile(model, backend="plait", dynamic=True)
+
+
+@contextmanager
+def captures() -> Iterator[list[Record]]:
+    """The records of all captures made inside, filled while they are made."""
+    found: list[Record] = []
+
+    class Recording(list[Record]):
+        def append(self, item: Record) -> None:
+            found.append(item)
+            super().append(item)
+
+    kept = record.RECORDS
+    record.RECORDS = Recording(kept)
+    try:
+        yield found
+    finally:
+        kept[:] = record.RECORDS
+        record.RECORDS = kept
+
+
+def num_programs(records: list[Record], direction: str) -> int:
+    return sum(len(item.programs.get(direction, [])) for item in records)
+
+
+def in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """The model and its float inputs in float64."""
+
+    def double(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+    return model.double(), pytree.tree_map_only(Tensor, double, inputs)
