@@ -36,9 +36,8 @@ def powerlaw_in_chunks(num_nodes: int, num_edges: int) -> Tensor:
 
 def report(what: str, start: float) -> None:
     seconds = time.perf_counter() - start
-    print(
-        f"{what:28} {seconds:7.1f} s   resident {memory.resident_bytes() / 1e9:6.2f} GB   peak {memory.peak_bytes() / 1e9:6.2f} GB"
-    )
+    resident, peak = memory.resident_bytes() / 1e9, memory.peak_bytes() / 1e9
+    print(f"{what:28} {seconds:7.1f} s   resident {resident:6.2f} GB   peak {peak:6.2f} GB")
 
 
 def main() -> None:

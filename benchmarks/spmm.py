@@ -60,9 +60,8 @@ def main() -> None:
         for name, samples in times.items():
             low, _, high = statistics.quantiles(samples, n=4)
             ratio = medians["torch.sparse"] / medians[name]
-            print(
-                f"{size:10} {name:13} {1e3 * medians[name]:8.1f} ms  ({1e3 * low:.1f}-{1e3 * high:.1f})  {ratio:5.2f} x torch.sparse"
-            )
+            spread = f"({1e3 * low:.1f}-{1e3 * high:.1f})"
+            print(f"{size:10} {name:13} {1e3 * medians[name]:8.1f} ms  {spread:16} {ratio:5.2f} x torch.sparse")
 
 
 if __name__ == "__main__":

@@ -2,5 +2,6 @@
 
 from plait.capture.compile import clear_cache, compile
 from plait.config import Options
+from plait.tools.explain import Explanation, explain
 
-__all__ = ["Options", "clear_cache", "compile"]
+__all__ = ["Explanation", "Options", "clear_cache", "compile", "explain"]

@@ -271,6 +271,32 @@ def ordered(rows: Tensor, num_rows: int, others: Sequence[tuple[Tensor, int]], *
     return ordering
 
 
+def is_frozen(t: Tensor) -> bool:
+    """Whether plait alone can write to the tensor (see `freeze`)."""
+    here = _FROZEN.get(t.data_ptr())
+    return bool(here) and _place(t) in here
+
+
+def sorted_values(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Edge values [E, ...] in the order of `ordered(rows, num_rows, ...)`, computed once for every content.
+
+    For values that depend on the graph alone, such as a normalisation: a kernel then reads them as they come.
+
+    >>> sorted_values(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 0, 1]), 2).tolist()
+    [2.0, 1.0, 3.0]
+    """
+    rows_key = (content_key(rows), num_rows)
+    key = ("values", content_key(values), rows_key)
+    found = STRUCTURE.get(key)
+    if found is None:
+        edge_id = ordered(rows, num_rows, (), with_edge_id=True).edge_id
+        with torch.inference_mode(False), torch.no_grad():
+            found = values if edge_id is None else values.index_select(0, edge_id)
+        STRUCTURE.put(key, found, _num_bytes((found,)), frozenset({rows_key}))
+    result: Tensor = found
+    return result
+
+
 def natural(num_edges: int, others: Sequence[tuple[Tensor, int]]) -> Ordering:
     """The fine domain in the user's order: maps checked, and narrowed to int32 where they fit. Raises as `ordered` does."""
     key = ("natural", num_edges, tuple([(content_key(other), size) for other, size in others]))

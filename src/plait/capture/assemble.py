@@ -14,7 +14,7 @@ from plait import operators
 from plait.capture.launch import PRODUCTS, Launch, StructureCall
 from plait.capture.lower import DTYPES, Lowered, lower
 from plait.capture.lower_ops import LOWERINGS
-from plait.capture.origin import describe_region, kept_values
+from plait.capture.origin import describe, describe_region, kept_values
 from plait.capture.record import Record
 from plait.capture.rest import compile_rest
 from plait.codegen.kernel import compile_programs
@@ -56,6 +56,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     if structure is not None:
         record.dump(f"{direction}_structure", structure.module.print_readable(print_output=False))
         record.structure.extend(node.name for node in structure.outputs)
+        record.structural.extend(describe(node) for node in structure.outputs if is_tensor(node))
     launches: list[Launch] = []
     if record.wants("edge_regions"):
         launches += _fuse(graph, find_edge_regions, direction, record, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ from plait import graph, memory, operators
 from plait.codegen.kernel import Kernel
 from plait.errors import CompilerError, IndexMapError
 from plait.ir.interpret import interpret
-from plait.ir.program import Program
+from plait.ir.ops import Uniform
+from plait.ir.program import Program, Space
 
 log = logging.getLogger("plait")
 
@@ -33,6 +35,8 @@ class Launch:
         self.seen: tuple[int, int, tuple[int, ...]] | None = None  # num_edges, num_rows, sizes of the last call, for reports
         self.on_failure = on_failure
         self.with_edge_id = program.needs_edge_position()
+        self.edge_slots = [slot for slot, item in enumerate(program.inputs) if item.access == "edge"]
+        self.only_reads_edges = bool(self.edge_slots) and program.ordered and not _depends_on_position(program)
         self.__name__ = program.name  # the name in a printed graph
 
     def __call__(
@@ -45,15 +49,24 @@ class Launch:
         tensors: Sequence[Tensor],
     ) -> list[Tensor]:
         self.seen = (num_edges, num_rows, tuple(sizes))
+        with_edge_id = self.with_edge_id
+        if rows is not None and self.only_reads_edges and all(graph.is_frozen(tensors[slot]) for slot in self.edge_slots):
+            # values of the graph alone (a normalisation) are sorted once, and then read as they come
+            tensors = list(tensors)
+            for slot in self.edge_slots:
+                tensors[slot] = graph.sorted_values(tensors[slot], rows, num_rows)
+            with_edge_id = False
         try:
-            structure = self._structure(num_edges, num_rows, rows, maps, sizes)
+            structure = self._structure(num_edges, num_rows, rows, maps, sizes, with_edge_id)
         except IndexMapError:
             if not self.wrap:
                 raise
             # checked only after it failed: indices that count from the end are rare, and legal in x[index]
             maps = [operators.wrapped(item, size) for item, size in zip(maps, sizes, strict=True)]
             rows = operators.wrapped(rows, num_rows) if rows is not None else None
-            structure = self._structure(num_edges, num_rows, rows, maps, sizes)
+            structure = self._structure(num_edges, num_rows, rows, maps, sizes, with_edge_id)
+        if with_edge_id != self.with_edge_id:
+            structure = dataclasses.replace(structure, is_identity=True)  # entry k of what it reads is entry k of the ordering
         if self.kernel is not None:
             try:
                 self.kernel.wait()
@@ -66,12 +79,25 @@ class Launch:
 
 
     def _structure(
-        self, num_edges: int, num_rows: int, rows: Tensor | None, maps: Sequence[Tensor], sizes: Sequence[int]
+        self,
+        num_edges: int,
+        num_rows: int,
+        rows: Tensor | None,
+        maps: Sequence[Tensor],
+        sizes: Sequence[int],
+        with_edge_id: bool,
     ) -> graph.Ordering:
         others = list(zip(maps, sizes, strict=True))
         if rows is None:
             return graph.natural(num_edges, others)
-        return graph.ordered(rows, num_rows, others, with_edge_id=self.with_edge_id)
+        return graph.ordered(rows, num_rows, others, with_edge_id=with_edge_id)
+
+
+def _depends_on_position(program: Program) -> bool:
+    """Whether anything but reading edge tensors needs to know which edge of the user's an entry is."""
+    if any(output.value.type.space is Space.EDGE for output in program.outputs):
+        return True
+    return any(isinstance(node.op, Uniform) for node in program.nodes())
 
 
 class StructureCall:

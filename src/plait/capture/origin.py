@@ -1,4 +1,4 @@
-"""Where a program and a kept value come from in the user's model: text and sizes for reports, nothing that keeps a graph alive."""
+"""Where programs and kept values come from in the user's model: text and sizes for reports, which keep no graph alive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from plait.capture.launch import StructureCall
+from plait.capture.launch import Launch, StructureCall
 from plait.capture.lower import Lowered
 from plait.passes.domains import Domains
 from plait.passes.edit import is_tensor, source_line, static, value
@@ -20,13 +20,18 @@ Size = int | str  # text (`u0 + 10`) where only a run knows the number
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor of a captured graph. kind: input (the user's tensor), structure (computed once per graph), edge, or computed."""
+    """A tensor of a captured graph.
+
+    kind: input (the user's tensor, or a view of one), structure (computed once per graph), edge or computed. source: the line
+    of the model that made it; position: which input of the captured graph it is, or None.
+    """
 
     name: str
     sizes: tuple[Size, ...]
     dtype: torch.dtype
     kind: str
     source: str
+    position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ def describe_region(region: Region, lowered: Lowered, domains: Domains) -> Origi
     """The origin of the program that `region` was lowered to."""
     return Origin(
         _common_module(region.members),
-        tuple(describe(node, domains) for node in region.members if _is_operator(node)),
+        tuple(describe(node, domains) for node in region.members if not _is_view(node)),
         tuple(describe(node, domains) for node in lowered.tensors),
         describe(region.rows) if region.rows is not None else None,
         tuple(describe(node) for node in lowered.maps),
@@ -67,7 +72,10 @@ def kept_values(graph: Graph, num_returned: int) -> list[Value]:
 def describe(node: Node, domains: Domains | None = None) -> Value:
     """A tensor as a report shows it."""
     val = value(node)
-    return Value(node.name, tuple(_size(size) for size in val.shape), val.dtype, _kind(node, domains), source_line(node))
+    sizes = tuple(_size(size) for size in val.shape)
+    owner = _viewed(node)
+    position = getattr(node.meta.get("desc"), "idx", None) if node.op == "placeholder" else None
+    return Value(_name(node), sizes, val.dtype, _kind(node, owner, domains), source_line(node), position)
 
 
 def _size(size: Any) -> Size:
@@ -77,18 +85,37 @@ def _size(size: Any) -> Size:
     return int(size.node.hint) if size.node.has_hint() else str(size)
 
 
-def _kind(node: Node, domains: Domains | None) -> str:
-    if node.op == "placeholder":
+def _name(node: Node) -> str:
+    """The name a value had before a launch or the structure took its place."""
+    call = node.args[0] if node.target is operator.getitem else None
+    position = node.args[1] if call is not None else None
+    target = getattr(call, "target", None)
+    if isinstance(target, Launch) and isinstance(position, int):
+        return target.program.outputs[position].name
+    if isinstance(target, StructureCall) and isinstance(position, int):
+        output = next(item for item in target.module.graph.nodes if item.op == "output")
+        return str(output.args[0][position].name)
+    return node.name
+
+
+def _viewed(node: Node) -> Node:
+    """What a chain of views shows."""
+    while node.op == "call_function" and _is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(item.alias_info is not None for item in schema.returns)
+
+
+def _kind(node: Node, owner: Node, domains: Domains | None) -> str:
+    if owner.op == "placeholder":
         return "input"
-    if node.target is operator.getitem and isinstance(getattr(node.args[0], "target", None), StructureCall):
+    if owner.target is operator.getitem and isinstance(getattr(owner.args[0], "target", None), StructureCall):
         return "structure"
     return "edge" if domains is not None and domains.is_edge(node) else "computed"
-
-
-def _is_operator(node: Node) -> bool:
-    """Whether a member of a region is a call that eager PyTorch would write a tensor for."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or not any(item.alias_info is not None for item in schema.returns)
 
 
 def _common_module(nodes: tuple[Node, ...]) -> tuple[str, str] | None:

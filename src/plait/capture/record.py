@@ -39,6 +39,7 @@ class Record:
     moved: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     kept: list[Value] = field(default_factory=list)  # what the forward hands to the backward, sizes and all
+    structural: list[Value] = field(default_factory=list)  # what is computed once per graph, as `structure` names it
     origins: dict[str, Origin] = field(default_factory=dict)  # program name -> what of the user's model it is
     recomputed: list[str] = field(default_factory=list)
     structure: list[str] = field(default_factory=list)

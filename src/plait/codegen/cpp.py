@@ -10,7 +10,7 @@ import torch
 from plait.codegen import expr
 from plait.codegen.edges import STRAIGHT, PassPrinter, indent
 from plait.codegen.loops import mark, roll
-from plait.codegen.schedule import Schedule, after_total, identifier, is_stored_reduction
+from plait.codegen.schedule import Schedule, after_total, identifier, is_stored_reduction, levels_of
 from plait.codegen.target import power_of_two_below
 from plait.codegen.values import Lanes, Place, Values, lane_tiles
 from plait.codegen.views import ElementMaps, reduced_run
@@ -27,7 +27,7 @@ from plait.ir.ops import (
     TotalReduce,
     Uniform,
 )
-from plait.ir.program import Node, Program, Space, level
+from plait.ir.program import Node, Program, Space
 
 _Item = TypeVar("_Item")
 
@@ -49,9 +49,7 @@ class Printer:
         self.tensors = [f"t{slot}_{identifier(item.name)}" for slot, item in enumerate(program.inputs)]
         self.outs = [f"out{number}_{identifier(item.name)}" for number, item in enumerate(program.outputs)]
         self.nodes = list(program.nodes())
-        self.levels: dict[Node, int] = {}
-        for node in self.nodes:
-            level(node, self.levels)
+        self.levels = levels_of(self.nodes)
         self.scratch: list[tuple[str, str, int]] = []  # arrays of a thread: scalar type, name, length
         self.buffers: list[str] = []  # growing buffers of a thread
         self.total_tiles: dict[Node, list[Lanes]] = {}

@@ -29,7 +29,7 @@ from plait.ir.ops import (
     TotalReduce,
     Uniform,
 )
-from plait.ir.program import Node, Program, Space, level, topological
+from plait.ir.program import Node, Program, Space, topological
 
 NARROW_ELEMENTS = 8  # more vectors than this per value would leave the registers
 INLINE_REDUCTION = 32  # entries of an inner reduction that are written out as straight code
@@ -100,9 +100,7 @@ class _Scheduler:
         self.program = program
         self.target = target
         self.nodes = list(program.nodes())
-        self.levels: dict[Node, int] = {}
-        for node in self.nodes:
-            level(node, self.levels)
+        self.levels = levels_of(self.nodes)
         self.narrow = frozenset(_narrow_values(self.nodes))
         self.stored_coarse: set[Node] = set()
         self.names = _names(program, self.nodes)
@@ -278,6 +276,15 @@ class _PassWalk:
         return Pass(self.number, stages, tuple(self.reads))
 
 
+def levels_of(nodes: list[Node]) -> dict[Node, int]:
+    """`level` of all values, given inputs before users; one walk, where `level` would make one for every value."""
+    levels: dict[Node, int] = {}
+    for node in nodes:
+        below = max((levels[value] for value in node.inputs), default=0)
+        levels[node] = below + isinstance(node.op, SegmentReduce)
+    return levels
+
+
 def below_views(node: Node) -> Iterator[Node]:
     """The values that a chain of views and joins reads."""
     stack = [node]
@@ -317,8 +324,8 @@ def _narrow_values(nodes: list[Node]) -> Iterator[Node]:
         for value in node.inputs:
             if value in users:
                 users[value].append(node)
-    levels: dict[Node, int] = {}
-    stack = [node for node in small if node.type.numel == 1 or _is_costly(node) or level(node, levels) > 0]
+    levels = levels_of(nodes)
+    stack = [node for node in small if node.type.numel == 1 or _is_costly(node) or levels[node] > 0]
     seen: set[Node] = set()
     while stack:
         node = stack.pop()

@@ -161,20 +161,19 @@ def _names(text: str) -> tuple[str, ...]:
 @app.command()
 def explain(
     target: Annotated[str, typer.Argument(help="FILE.py:FUNCTION; the function returns (model, inputs)")],
+    backward: Annotated[bool, typer.Option(help="explain training; else inference")] = True,
+    json: Annotated[bool, typer.Option("--json", help="print it as JSON")] = False,
 ) -> None:
     """Print what plait does with a model: programs fused, what is kept, every fallback and its reason."""
-    import plait
+    from plait.tools.explain import explain as explained
     from plait.tools.pyfile import load_function
 
     made = load_function(target)()
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], (tuple, list)):
         raise OptionError(f"explain {target!r}: expected the function to return (model, inputs), inputs a tuple, got {made!r}")
     model, inputs = made
-
-    explained = getattr(plait, "explain", None)
-    if explained is None:
-        raise PlaitError("explain: this build of plait has no plait.explain")
-    typer.echo(str(explained(model, *inputs)))
+    found = explained(model, *inputs, backward=backward)
+    typer.echo(found.to_json() if json else str(found).rstrip())
 
 
 @app.command()

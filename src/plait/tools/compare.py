@@ -6,8 +6,11 @@ import dataclasses
 import math
 import multiprocessing
 import pathlib
+import signal
 import statistics
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -125,7 +128,8 @@ def _in_own_process(options: TrainOptions, seeds: tuple[int, ...], watch: Watch 
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=run_child, args=(sender, options, seeds, watch))
-    process.start()
+    with _interrupt_ignored():
+        process.start()
     sender.close()
     try:
         answer = receiver.recv()
@@ -135,6 +139,9 @@ def _in_own_process(options: TrainOptions, seeds: tuple[int, ...], watch: Watch 
             f"engine {options.engine!r}: its process ended with exit code {process.exitcode} and no result\n"
             "  -9 means that the system stopped it, most often for lack of memory."
         ) from None
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     finally:
         process.join()
     if isinstance(answer, PlaitError):
@@ -144,12 +151,23 @@ def _in_own_process(options: TrainOptions, seeds: tuple[int, ...], watch: Watch 
     return answer  # a pipe does not know what it carries
 
 
+@contextmanager
+def _interrupt_ignored() -> Iterator[None]:
+    """What is started inside ignores Ctrl-C from its first instruction; the parent has it, ends the child and says so."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers, and only it is interrupted
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_child(sender: Connection[Any, Any], options: TrainOptions, seeds: tuple[int, ...], watch: Watch | None) -> None:
     """The whole life of an engine's process; what it has to say goes through the pipe."""
     try:
         sender.send(_run_seeds(options, seeds, watch))
-    except KeyboardInterrupt:
-        pass  # the parent has it too, and says so
     except PlaitError as error:
         sender.send(error)
     except Exception as error:  # noqa: BLE001  whatever happened in here is told to the parent

@@ -81,11 +81,12 @@ def explain(
     chosen = {**(options or {}), "strict": False}
     Options.parse(chosen)
     plain = _uncompiled(model)
-    records: list[Record] = []
+    captured: list[tuple[Record, tuple[str, ...]]] = []
 
     def backend(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        names = _input_names(gm)
         compiled = plait_backend(gm, example_inputs, options=chosen)
-        records.append(RECORDS[-1])  # after the return: a capture that starts again leaves a record too
+        captured.append((RECORDS[-1], names))  # after the return: a capture that starts again leaves a record too
         return compiled
 
     breaks = dict(torch._dynamo.utils.counters["graph_break"])
@@ -93,12 +94,12 @@ def explain(
         compiled = _compile(backend)
         outputs = compiled(plain, *_fresh(inputs), **_fresh(kwargs))
         differentiated = _differentiate(outputs)
-    captures = tuple(describe_capture(record) for record in records)
+    captures = tuple(describe_capture(record, names) for record, names in captured)
     return Explanation(
         _name(plain),
         "training" if differentiated else "inference",
         captures,
-        tuple(dict.fromkeys(str(fallback) for record in records for fallback in record.fallbacks)),
+        tuple(dict.fromkeys(reason for capture in captures for reason in capture.fallbacks)),
         tuple(
             _first_lines(reason)
             for reason, count in torch._dynamo.utils.counters["graph_break"].items()
@@ -127,6 +128,30 @@ def _compile(backend: Callable[..., Any]) -> Callable[..., Any]:
     isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
     extra: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
     return torch.compile(fresh, backend=backend, **extra)
+
+
+def _input_names(gm: torch.fx.GraphModule) -> tuple[str, ...]:
+    """What the user calls the inputs of a captured graph: `conv1.att_src`, or where a function found them."""
+    names = []
+    for node in gm.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        source = getattr(getattr(node.meta.get("grapharg"), "source", None), "name", node.name)
+        names.append(_plain_source(source() if callable(source) else str(source)))
+    return tuple(names)
+
+
+def _plain_source(source: str) -> str:
+    """
+    >>> _plain_source("L['model']._modules['conv1']._parameters['att_src']"), _plain_source("L['args'][0]")
+    ('conv1.att_src', 'input 0')
+    """
+    given = re.fullmatch(r"L\['args'\]\[(\d+)\]", source)
+    if given:
+        return f"input {given[1]}"
+    # what stands before is the capture's own: our frame, the module a global was found in
+    source = re.sub(r"^L\['(?:model|kwargs)'\]|^[LG](?:\['__import_\w+'\])?|_(?:modules|parameters|buffers)(?=\[)", "", source)
+    return re.sub(r"\.*\['(\w+)'\]", r".\1", source).lstrip(".")
 
 
 def _name(model: Callable[..., Any]) -> str:
@@ -169,7 +194,7 @@ def _gradient_leaves(outputs: list[Tensor]) -> list[Tensor]:
 
 
 def _fresh(tree: Any) -> Any:
-    """Copies of the tensors in `tree`: the model may write to them, and a gradient must stop there. One copy for each tensor."""
+    """Copies of the tensors in `tree`, one for each: the model may write to them, and a gradient must stop there."""
     copies: dict[int, Tensor] = {}
 
     def copy(item: Tensor) -> Tensor:
@@ -218,7 +243,7 @@ def _modules(model: Callable[..., Any]) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning a fallback gives: it says to call what is running."""
+    """Without warnings: plait's would say to call what is running, and torch's own while it compiles are not the question."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=f"{re.escape('plait: ')}.*")
+        warnings.simplefilter("ignore")
         yield

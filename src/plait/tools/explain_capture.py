@@ -22,7 +22,8 @@ _INT32_END = 2**31
 class Access:
     """Something a program reads or writes.
 
-    how: "per edge", "per row", "by MAP" (a row for each edge: a row read ten times counts ten times), "whole" or "structure".
+    how: "per edge", "per row", "by MAP" (a row for each edge: a row read ten times counts ten times), "whole", or "index" for
+    the arrays that order the edges.
     shape: as read, so [E, ...] for a gathered tensor; bytes: its size, None where a size is known to nobody.
     source: the line of the user's model (or of a library it uses) that made the tensor, "" where unknown.
     """
@@ -37,10 +38,11 @@ class Access:
 
 @dataclass(frozen=True)
 class ProgramReport:
-    """A fused program. module: path and class of the module it belongs to, "" where it spans several; engine: "kernel" (compiled
-    C++) or "interpreter"; rows: the map that orders its edges into rows, None where it runs over edges (or rows) one by one.
+    """A fused program.
 
-    operators: the calls fused; unwritten: those among them whose result, a row per edge, is never in memory.
+    module: path and class of the module it belongs to, the root where it spans several. engine: "kernel" (compiled C++) or
+    "interpreter". rows: the map that orders its edges into rows, None where it runs over edges (or rows) one by one; source: the
+    line that made the map. operators: the calls fused; unwritten: those among them whose result, a row per edge, is never in memory.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ProgramReport:
     module: str
     engine: str
     rows: str | None
+    source: str
     num_edges: int | str | None
     num_rows: int | str | None
     reads: tuple[Access, ...]
@@ -71,8 +74,8 @@ class DirectionReport:
 class CaptureReport:
     """One captured graph.
 
-    cached: tensors the forward keeps for the backward, those the user or the structure holds anyway left out; cached_bytes: their
-    sum. shared: those left out. recomputed: edge values the backward computes again. moved: laws that were applied.
+    cached: tensors the forward keeps for the backward; cached_bytes: their sum. shared: those it keeps that the user or the
+    structure holds anyway. recomputed: edge values the backward computes again. moved: laws that were applied.
     structure: computed once per graph. notes: what was left as it was, and why. fallbacks: what runs as PyTorch runs it.
     """
 
@@ -83,23 +86,25 @@ class CaptureReport:
     shared: tuple[Access, ...]
     recomputed: tuple[str, ...]
     moved: tuple[str, ...]
-    structure: tuple[str, ...]
+    structure: tuple[Access, ...]
     notes: tuple[str, ...]
     fallbacks: tuple[str, ...]
 
 
-def describe_capture(record: Record) -> CaptureReport:
-    """The report of one captured graph; sizes are those of the last call of each program."""
+def describe_capture(record: Record, input_names: tuple[str, ...]) -> CaptureReport:
+    """The report of one captured graph; sizes are those of the last call of each program. input_names: what the user calls the
+    inputs of the graph."""
+    sources = Sources(input_names)
     seen: dict[str, int] = {}
     for launch in (launch for launches in record.launches.values() for launch in launches):
         seen |= _sizes_seen(launch, record.origins[launch.program.name])
     directions = tuple(
         DirectionReport(
-            direction, tuple(_program(launch, record.origins[launch.program.name], seen) for launch in launches)
+            direction, tuple(_program(launch, record.origins[launch.program.name], seen, sources) for launch in launches)
         )
         for direction, launches in record.launches.items()
     )
-    kept = [(value.kind, _access(value, "kept", seen)) for value in record.kept]
+    kept = [(value.kind, _access(value, "kept", seen, sources)) for value in record.kept]
     cached = tuple(access for kind, access in kept if kind not in ("input", "structure"))
     return CaptureReport(
         record.number,
@@ -109,10 +114,31 @@ def describe_capture(record: Record) -> CaptureReport:
         tuple(access for kind, access in kept if kind in ("input", "structure")),
         tuple(record.recomputed),
         tuple(record.moved),
-        tuple(dict.fromkeys(record.structure)),
+        _once_per_graph(record, seen, sources),
         tuple(without_paths(note) for note in record.notes),
         tuple(str(fallback) for fallback in record.fallbacks),
     )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where values come from, in words: an input's name, else a line of the model."""
+
+    input_names: tuple[str, ...]
+
+    def of(self, value: Value) -> str:
+        if value.position is not None and value.position < len(self.input_names):
+            return self.input_names[value.position]
+        return short(value.source)
+
+
+def _once_per_graph(record: Record, seen: dict[str, int], sources: Sources) -> tuple[Access, ...]:
+    """The structure's values, once each; the backward's graph has names of its own, so a place and a shape identify them."""
+    found = {}
+    for value in record.structural:
+        access = _access(value, "once per graph", seen, sources)
+        found.setdefault((value.source, value.sizes, value.name), access)
+    return tuple(found.values())
 
 
 def _sizes_seen(launch: Launch, origin: Origin) -> dict[str, int]:
@@ -131,25 +157,29 @@ def _sizes_seen(launch: Launch, origin: Origin) -> dict[str, int]:
     return found
 
 
-def _program(launch: Launch, origin: Origin, seen: dict[str, int]) -> ProgramReport:
+def _program(launch: Launch, origin: Origin, seen: dict[str, int], sources: Sources) -> ProgramReport:
     program = launch.program
     num_edges, num_rows, sizes = launch.seen or (_unseen(origin), None, ())
     leading = {"edge": num_edges, "at": num_edges, "row": num_rows}
     reads = []
+    by_row = not program.ordered and not program.maps and not any(value.kind == "edge" for value in origin.results)
+    per_entry = {**_HOW, "edge": "per row"} if by_row else _HOW  # without a map, "edges" are whatever rows the user has
     for item, value in zip(program.inputs, origin.tensors, strict=True):
-        how = f"by {program.maps[item.index_map]}" if item.index_map is not None else _HOW[item.access]
+        how = f"by {origin.maps[item.index_map].name}" if item.index_map is not None else per_entry[item.access]
         shape = item.shape if item.access == "dense" else (_known(leading[item.access]), *item.shape)
-        reads.append(Access(item.name, how, shape, _dtype(item.dtype), _bytes(shape, item.dtype), short(value.source)))
-    reads += _structure(launch, num_edges, num_rows, sizes)
+        reads.append(Access(value.name, how, shape, _dtype(item.dtype), _bytes(shape, item.dtype), sources.of(value)))
+    reads += _structure(launch, origin, num_edges, num_rows, sizes)
     writes = []
     for out, value in zip(program.outputs, origin.results, strict=True):
         type_ = out.value.type
         shape = type_.shape if type_.space is Space.DENSE else (_known(leading[type_.space.value]), *type_.shape)
-        how = _HOW[type_.space.value]
-        writes.append(Access(out.name, how, shape, _dtype(type_.dtype), _bytes(shape, type_.dtype), short(value.source)))
+        how = per_entry[type_.space.value]
+        writes.append(Access(out.name, how, shape, _dtype(type_.dtype), _bytes(shape, type_.dtype), sources.of(value)))
     written = {out.name for out in program.outputs}
     unwritten = tuple(
-        _access(value, "per edge", seen) for value in origin.operators if value.kind == "edge" and value.name not in written
+        _access(value, "per edge", seen, sources)
+        for value in origin.operators
+        if value.kind == "edge" and value.name not in written
     )
     return ProgramReport(
         program.name,
@@ -157,8 +187,9 @@ def _program(launch: Launch, origin: Origin, seen: dict[str, int]) -> ProgramRep
         _module(origin),
         "interpreter" if launch.kernel is None else "kernel",
         origin.rows.name if origin.rows is not None else None,
-        num_edges,
-        num_rows,
+        sources.of(origin.rows) if origin.rows is not None else "",
+        None if by_row else num_edges,
+        num_edges if by_row else num_rows if program.ordered else None,
         tuple(reads),
         tuple(writes),
         _total(reads),
@@ -172,20 +203,27 @@ def _program(launch: Launch, origin: Origin, seen: dict[str, int]) -> ProgramRep
 _HOW = {"edge": "per edge", "row": "per row", "dense": "whole"}
 
 
-def _structure(launch: Launch, num_edges: int | str | None, num_rows: int | None, sizes: tuple[int, ...]) -> list[Access]:
-    """The index arrays of the ordering."""
+def _structure(
+    launch: Launch, origin: Origin, num_edges: int | str | None, num_rows: int | None, sizes: tuple[int, ...]
+) -> list[Access]:
+    """The index arrays of the ordering, as the kernel reads them."""
     program = launch.program
-    found = []
+    found: list[tuple[str, int | str, torch.dtype]] = []
     if program.ordered:
-        rows = num_rows + 1 if num_rows is not None else "?"
-        found.append(("indptr", rows, torch.int64))
+        found.append(("indptr", "?" if num_rows is None else num_rows + 1, torch.int64))
     index = torch.int32 if all(size < _INT32_END for size in sizes) else torch.int64
-    found += [(f"indices of {name}", _known(num_edges), index) for name in program.maps]
+    found += [(f"indices of {value.name}", _known(num_edges), index) for value in origin.maps]
     if program.ordered and launch.with_edge_id:
         # the kernel does not read it where the edges come sorted already
         wide = isinstance(num_edges, int) and num_edges >= _INT32_END
         found.append(("edge_id", _known(num_edges), torch.int64 if wide else torch.int32))
-    return [Access(name, "structure", (size,), _dtype(dtype), _bytes((size,), dtype), "") for name, size, dtype in found]
+    lines = [""] * len(found)
+    for number, value in enumerate(origin.maps):
+        lines[program.ordered + number] = short(value.source)
+    return [
+        Access(name, "index", (size,), _dtype(dtype), _bytes((size,), dtype), line)
+        for (name, size, dtype), line in zip(found, lines, strict=True)
+    ]
 
 
 def _summary(program: Program) -> str:
@@ -196,12 +234,15 @@ def _summary(program: Program) -> str:
     if reductions:
         parts.append(f"{', '.join(reductions)} over the edges of each row")
     if totals:
-        parts.append(f"{totals} sum{'s' * (totals > 1)} over everything")
+        parts.append(f"{_plural(totals, 'sum')} over everything")
     per_edge = [out.name for out in program.outputs if out.value.type.space is Space.EDGE]
     if per_edge:
-        what = "edge by edge" if program.ordered or program.maps else "row by row"
-        parts.append(f"{', '.join(per_edge)} {what}")
-    return "; ".join(parts) or "elementwise"
+        parts.append(f"{_plural(len(per_edge), 'result')} edge by edge" if program.ordered or program.maps else "elementwise")
+    return "; ".join(parts)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _module(origin: Origin) -> str:
@@ -220,9 +261,9 @@ def _known(size: int | str | None) -> int | str:
     return "?" if size is None else size
 
 
-def _access(value: Value, how: str, seen: dict[str, int]) -> Access:
+def _access(value: Value, how: str, seen: dict[str, int], sources: Sources) -> Access:
     shape = tuple(seen.get(size, size) if isinstance(size, str) else size for size in value.sizes)
-    return Access(value.name, how, shape, _dtype(value.dtype), _bytes(shape, value.dtype), short(value.source))
+    return Access(value.name, how, shape, _dtype(value.dtype), _bytes(shape, value.dtype), sources.of(value))
 
 
 def _bytes(shape: tuple[int | str, ...], dtype: torch.dtype) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+# PyG writes a module for each layer class into a temporary directory, under a random name
+_GENERATED = re.compile(r"(torch_geometric\.[\w.]+)_\w{8}\.py$")
 _PACKAGES = re.compile(r"[^\s\"']*/site-packages/")
 
 
@@ -18,7 +20,8 @@ def short(line: str) -> str:
     if "/site-packages/" in path:
         return _PACKAGES.sub("", path) + separator + rest
     here = os.path.relpath(path) if path.startswith("/") else path
-    return (os.path.basename(path) if here.startswith("..") else here) + separator + rest
+    name = os.path.basename(path) if here.startswith("..") else here
+    return _GENERATED.sub(r"\1.py", name) + separator + rest
 
 
 def without_paths(text: str) -> str:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from plait.tools.explain import Explanation
 
 _WIDTH = 128
+_SOURCE_WIDTH = 100
 
 
 def human_bytes(count: int | None) -> str:
@@ -87,7 +88,7 @@ def _capture(capture: CaptureReport) -> Iterator[str]:
     if capture.structure:
         yield ""
         yield "computed once per graph, found again by content"
-        yield from _wrapped("  ", capture.structure)
+        yield from _accesses([("  ", access) for access in capture.structure])
 
 
 _OVERVIEW = ("program", "edges", "rows", "reads", "writes", "never written", "what")
@@ -99,7 +100,7 @@ def _overview_row(program: ProgramReport) -> tuple[str, ...]:
     return (
         program.name,
         _number(program.num_edges),
-        _number(program.num_rows) if program.rows is not None else "-",
+        _number(program.num_rows),
         human_bytes(program.read_bytes),
         human_bytes(program.written_bytes),
         f"{human_bytes(program.unwritten_bytes)} in {count}" if count else "-",
@@ -108,7 +109,7 @@ def _overview_row(program: ProgramReport) -> tuple[str, ...]:
 
 
 def _number(count: int | str | None) -> str:
-    return "?" if count is None else f"{count:,}" if isinstance(count, int) else count
+    return "-" if count is None else f"{count:,}" if isinstance(count, int) else count
 
 
 def _direction(direction: DirectionReport) -> Iterator[str]:
@@ -116,7 +117,8 @@ def _direction(direction: DirectionReport) -> Iterator[str]:
         yield f"{direction.direction}: nothing was fused"
     for program in direction.programs:
         yield ""
-        yield program.name + (f", rows ordered by {program.rows}" if program.rows is not None else ", in the order given")
+        order = f"rows of {program.rows}  ({_cut(program.source)})" if program.rows is not None else "in the order given"
+        yield f"{program.name}  {order}"
         labelled = [("  reads   ", access) for access in program.reads] + [("  writes  ", access) for access in program.writes]
         yield from _accesses(labelled)
         yield from _wrapped("  fused     ", count_names(program.operators).split(", "))
@@ -127,14 +129,20 @@ def _accesses(labelled: Sequence[tuple[str, Access]]) -> Iterator[str]:
     last = ""
     for label, access in labelled:
         shape = f"[{', '.join(map(str, access.shape))}]"
-        how = "" if access.how == "kept" else access.how
+        how = "" if access.how in ("kept", "once per graph") else access.how
         shown = label if label != last else " " * len(label)
-        rows.append((shown + access.name, shape, access.dtype, human_bytes(access.bytes), how, access.source))
+        rows.append((shown + access.name, shape, access.dtype, human_bytes(access.bytes), how, _cut(access.source)))
         last = label
     yield from _table(("",) * 6, rows, "", right=(3,))
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str, right: Sequence[int] = (1, 2, 3, 4, 5)) -> Iterator[str]:
+def _cut(source: str) -> str:
+    return source if len(source) <= _SOURCE_WIDTH else source[: _SOURCE_WIDTH - 3] + "..."
+
+
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], indent: str, right: Sequence[int] = (1, 2, 3, 4, 5)
+) -> Iterator[str]:
     """Columns as wide as they must be; the last one runs free."""
     lines = [header, *rows] if any(header) else list(rows)
     widths = [max((len(line[column]) for line in lines), default=0) for column in range(len(header))]

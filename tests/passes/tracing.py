@@ -1,0 +1,107 @@
+"""Functions as graphs of aten operators, and graphs as text that a test can show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from plait.passes.canonicalize import canonicalize, materialize_fills
+from plait.passes.edit import value
+from plait.passes.structure import merge_equal
+from tests.check import assert_same_numbers
+
+N, E = 7, 19  # sizes that no test uses for anything else
+
+
+def traced(function: Callable[..., Any], *inputs: Any) -> GraphModule:
+    """The functional forward graph before any pass; as in a capture, rows are symbolic and feature sizes are not."""
+
+    def run(*given: Any) -> Any:
+        for item in given:
+            if isinstance(item, Tensor) and item.is_floating_point():
+                [int(size) for size in item.shape[1:]]
+        return torch.func.functionalize(function, remove="mutations")(*given)
+
+    with torch.no_grad():
+        graph_module = make_fx(run, tracing_mode="symbolic")(*inputs)
+    graph_module.graph.eliminate_dead_code()
+    return graph_module
+
+
+def canonical(function: Callable[..., Any], *inputs: Any) -> GraphModule:
+    """The graph as the later passes get it."""
+    graph_module = traced(function, *inputs)
+    materialize_fills(graph_module.graph)
+    canonicalize(graph_module.graph)
+    merge_equal(graph_module.graph)
+    graph_module.recompile()
+    return graph_module
+
+
+def text(graph: Graph) -> str:
+    """One line a call of an operator, without sizes: names of arguments, and numbers as they stand."""
+    lines = []
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(value(node), Tensor):
+            arguments = [*map(_argument, node.args), *(f"{name}={_argument(item)}" for name, item in node.kwargs.items())]
+            lines.append(f"{node.name} = {_target(node)}({', '.join(arguments)})")
+        elif node.op == "output":
+            lines.append(f"return {_argument(node.args[0])}")
+    return "\n".join(lines)
+
+
+def _target(node: Node) -> str:
+    target: Any = node.target
+    return str(target).removesuffix(".default") if isinstance(target, torch._ops.OpOverload) else target.__name__
+
+
+def _argument(item: object) -> str:
+    if isinstance(item, Node):
+        return item.name if isinstance(value(item), Tensor) else "size"
+    if isinstance(item, list | tuple):
+        return f"[{', '.join(map(_argument, item))}]"
+    return str(item)
+
+
+def targets(graph: Graph) -> list[str]:
+    return [_target(node) for node in graph.nodes if node.op == "call_function" and isinstance(value(node), Tensor)]
+
+
+def assert_same_law(graph_module: GraphModule, function: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    """The graph gives the numbers of `function`, and the gradients of every float input."""
+    results = []
+    for run in (graph_module, function):
+        copies = [
+            item.detach().clone().requires_grad_(item.is_floating_point()) if isinstance(item, Tensor) else item
+            for item in inputs
+        ]
+        outputs = [item for item in pytree.tree_leaves(run(*copies)) if isinstance(item, Tensor)]
+        generator = torch.Generator().manual_seed(5)
+        differentiable = [item for item in outputs if item.requires_grad]
+        weights = [torch.randn(item.shape, generator=generator) for item in differentiable]
+        floats = [item for item in copies if isinstance(item, Tensor) and item.requires_grad]
+        grads = torch.autograd.grad(differentiable, floats, weights, allow_unused=True) if differentiable else ()
+        results.append(([item.detach() for item in outputs], grads))
+    (outputs, grads), (wanted, wanted_grads) = results
+    for got, want in zip(outputs, wanted, strict=True):
+        assert_same_numbers(got, want)
+    for got, want in zip(grads, wanted_grads, strict=True):
+        assert (got is None) == (want is None)
+        if got is not None:
+            assert_same_numbers(got, want)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    """Numbers with ties and zeros."""
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)) / 4
+
+
+def ends(num_edges: int = E, num_nodes: int = N, seed: int = 0) -> tuple[Tensor, Tensor]:
+    src, dst = torch.randint(num_nodes, (2, num_edges), generator=torch.Generator().manual_seed(seed))
+    return src, dst
