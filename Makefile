@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP) ## train on an embedded data set, with plait and without, side by side
-	$(BIN)/plait train --compare --out runs/demo
+	$(BIN)/plait train --compare --epochs 100 --out runs/demo
 
 bench: $(STAMP) ## time layers against eager, Inductor and torch.sparse on a generated graph (some minutes)
 	$(BIN)/plait bench --quick --json results/bench.json --png results/bench.png

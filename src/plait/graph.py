@@ -274,7 +274,7 @@ def ordered(rows: Tensor, num_rows: int, others: Sequence[tuple[Tensor, int]], *
 def is_frozen(t: Tensor) -> bool:
     """Whether plait alone can write to the tensor (see `freeze`)."""
     here = _FROZEN.get(t.data_ptr())
-    return bool(here) and _place(t) in here
+    return here is not None and _place(t) in here
 
 
 def sorted_values(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:

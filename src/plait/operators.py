@@ -1,4 +1,4 @@
-"""`plait::gather`, `plait::segment_reduce`, `plait::uniform`, `plait::dropout`: real torch operators, so that a graph can be run after every pass.
+"""`plait::gather`, `segment_reduce`, `uniform`, `dropout`: real torch operators, so that a graph runs after every pass.
 
 Each has an eager kernel in plain torch (any device), a fake kernel and, where a gradient exists, an autograd formula written in
 these same operators and aten; differentiating twice therefore works in eager mode.
@@ -49,7 +49,7 @@ def _segment_reduce(
 
 
 def _uniform(seed: Tensor, num_rows: int, inner_shape: list[int], dtype: torch.dtype) -> Tensor:
-    """Counter-based draws in [0, 1), [num_rows, *inner_shape]; row r is drawn for position r (see `segment.counter_uniform`)."""
+    """Draws in [0, 1), [num_rows, *inner_shape]; row r is drawn for position r (see `segment.counter_uniform`)."""
     position = torch.arange(num_rows, device=seed.device)
     return segment.counter_uniform(seed, position, tuple(inner_shape), dtype)
 
@@ -63,13 +63,11 @@ for _name, _kernel in (("gather", _gather), ("segment_reduce", _segment_reduce),
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("plait::gather", lib=_LIBRARY)
-def _(x: Tensor, index: Tensor, wrap: bool = False) -> Tensor:
+def _fake_gather(x: Tensor, index: Tensor, wrap: bool = False) -> Tensor:
     return x.new_empty((index.shape[0], *x.shape[1:]))
 
 
-@torch.library.register_fake("plait::segment_reduce", lib=_LIBRARY)
-def _(
+def _fake_segment_reduce(
     values: Tensor,
     index: Tensor,
     num_rows: int,
@@ -81,15 +79,18 @@ def _(
     return values.new_empty((num_rows, *values.shape[1:]))
 
 
-@torch.library.register_fake("plait::uniform", lib=_LIBRARY)
-def _(seed: Tensor, num_rows: int, inner_shape: list[int], dtype: torch.dtype) -> Tensor:
+def _fake_uniform(seed: Tensor, num_rows: int, inner_shape: list[int], dtype: torch.dtype) -> Tensor:
     return seed.new_empty((num_rows, *inner_shape), dtype=dtype)
 
 
-@torch.library.register_fake("plait::dropout", lib=_LIBRARY)
-def _(x: Tensor, p: float) -> Tensor:
+def _fake_dropout(x: Tensor, p: float) -> Tensor:
     return torch.empty_like(x)
 
+
+torch.library.register_fake("plait::gather", _fake_gather, lib=_LIBRARY)
+torch.library.register_fake("plait::segment_reduce", _fake_segment_reduce, lib=_LIBRARY)
+torch.library.register_fake("plait::uniform", _fake_uniform, lib=_LIBRARY)
+torch.library.register_fake("plait::dropout", _fake_dropout, lib=_LIBRARY)
 
 gather = torch.ops.plait.gather.default
 segment_reduce = torch.ops.plait.segment_reduce.default
@@ -119,7 +120,7 @@ def _segment_reduce_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 
 
 def _segment_reduce_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """sum: gather. max and min: the gradient of a row is split between all entries equal to its result, and `init` counts as one
+    """sum: gather. max, min: the gradient of a row is split between all entries equal to its result, and `init` counts as one
     of them even where it took no part in the reduction: that is what `aten.scatter_reduce` does, and it is the oracle."""
     if ctx.reduce == "sum":
         (index,) = ctx.saved_tensors

@@ -47,7 +47,7 @@ _MASK = 0xFFFFFFFF
 
 
 def _mix(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words with low bias (constants: Wellons, "Prospecting for Hash Functions", 2018); x int64 in [0, 2^32)."""
+    """A bijection of 32-bit words of low bias (constants: Wellons, "Prospecting for Hash Functions", 2018); x in [0, 2^32)."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _MASK
     x = x ^ (x >> 15)
@@ -59,7 +59,8 @@ def counter_bits(seed: Tensor, position: Tensor, num_channels: int) -> Tensor:
     """32 random bits for every (position, channel): seed int64 [], position int64 [E] -> int64 [E, num_channels] in [0, 2^32).
 
     bits = mix(mix(mix(mix(position_low) ^ seed_low) + position_high + channel * 0x9E3779B9) ^ seed_high), all modulo 2^32: a
-    round between any two keys, so that neighbours in one of them are unrelated and no two seeds give the same draws in another order.
+    round between any two keys, so that neighbours in one of them are unrelated and no two seeds give the same draws in
+    another order.
     """
     position = position.to(torch.int64)
     low, high = seed & _MASK, (seed >> 32) & _MASK
@@ -75,7 +76,9 @@ def counter_uniform(seed: Tensor, position: Tensor, inner_shape: tuple[int, ...]
     dtype: float32 or float64, which hold 24 bits; a shorter float would round the largest draws to 1.
     """
     if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"counter_uniform: expected float32 or float64, got {dtype}\n  Draw in float32 and convert what is made of it.")
+        raise TypeError(
+            f"counter_uniform: expected float32 or float64, got {dtype}\n  Draw in float32 and convert what is made of it."
+        )
     num_channels = 1
     for size in inner_shape:
         num_channels *= size

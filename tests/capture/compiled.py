@@ -22,7 +22,7 @@ def compiled(model: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def captures() -> Iterator[list[Record]]:
-    """The records of all captures made inside, filled while they are made."""
+    """The records of all captures made inside; those that Dynamo's analysis started again are left out at the end."""
     found: list[Record] = []
 
     class Recording(list[Record]):
@@ -37,6 +37,7 @@ def captures() -> Iterator[list[Record]]:
     finally:
         kept[:] = record.RECORDS
         record.RECORDS = kept
+        found[:] = [item for item in found if item.launches or item.fallbacks]
 
 
 def num_programs(records: list[Record], direction: str) -> int:

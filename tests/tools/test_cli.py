@@ -21,7 +21,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_help_lists_the_commands_without_importing_torch() -> None:
+def test_help_lists_the_commands_without_importing_the_large_extras() -> None:
     code = "import sys; from plait.tools import cli; sys.exit('torch_geometric' in sys.modules or 'matplotlib' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -66,7 +66,12 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     record.launches[direction] = launches
     if direction == "forward":
         record.kept = kept_values(graph, num_returned)
-    pool_products(graph)
+    if record.rest == "inductor":
+        gm.recompile()
+        gm = compile_rest(gm, record)
+        graph = gm.graph
+    else:
+        pool_products(graph)
     _note_leftovers(graph, direction, record)
     gm.recompile()
     record.dump(f"{direction}_final", gm.print_readable(print_output=False))
@@ -77,9 +82,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     return gm
 
 
-def _fuse(
-    graph: Graph, find: Callable[..., list[Region]], direction: str, record: Record, first_number: int
-) -> list[Launch]:
+def _fuse(graph: Graph, find: Callable[..., list[Region]], direction: str, record: Record, first_number: int) -> list[Launch]:
     """Regions become launches in `graph`; a region that holds what programs do not stays as it is, with the reason."""
     domains = domains_pass.infer(graph)
     pairs: list[tuple[Region, Lowered]] = []
@@ -125,9 +128,7 @@ def pool_products(graph: Graph) -> None:
             node.target = PRODUCTS[node.target]
 
 
-def _install(
-    graph: Graph, region: Region, lowered: Lowered, launch: Callable[..., Any], replaced: dict[Node, Node]
-) -> None:
+def _install(graph: Graph, region: Region, lowered: Lowered, launch: Callable[..., Any], replaced: dict[Node, Node]) -> None:
     """One call in place of the region; dead code elimination takes the region's nodes away.
 
     `replaced` says what now stands for the results of regions installed before; this region's are added.

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
-from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._functorch.partitioners import default_partition
 from torch.fx import Graph, GraphModule
 
 from plait import graph as graph_structure
 from plait.capture.assemble import assemble, is_fusable
 from plait.capture.record import Record, new_record
-from plait.capture.trace import forward_graph, mark_dropout, specialize_floats
 from plait.capture.region import Region
+from plait.capture.trace import forward_graph, mark_dropout, specialize_floats
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError
 from plait.passes import domains as domains_pass
@@ -147,4 +147,4 @@ def partition(
 
 
 def _boxed(gm: GraphModule, _: Any) -> Callback:
-    return make_boxed_func(gm.forward)  # type: ignore[no-any-return]
+    return make_boxed_func(gm.forward)

@@ -19,8 +19,8 @@ FLAGS = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": Tru
 def compile(model: Callable[..., Any], *, dynamic: bool | None = None, **options: Any) -> Callable[..., Any]:
     """`torch.compile(model, backend="plait", options=options)`, whatever Dynamo's flags are set to.
 
-    model: a module or a function. dynamic: as in torch.compile. options: the fields of `plait.config.Options`; an unknown one raises
-    OptionError and lists the valid ones.
+    model: a module or a function. dynamic: as in torch.compile. options: the fields of `plait.config.Options`; an unknown one
+    raises OptionError and lists the valid ones.
     """
     Options.parse(options)
     compiled = torch.compile(model, backend=plait_backend, dynamic=dynamic, options=options or None)

@@ -77,7 +77,6 @@ class Launch:
                 return self.kernel(tensors, structure, num_rows, num_edges)
         return interpret(self.program, tensors, structure)
 
-
     def _structure(
         self,
         num_edges: int,

@@ -1,7 +1,7 @@
 """From a region of the FX graph to a `Program`: the one function that crosses the boundary between the two IRs.
 
-A region's values are tensors [E, ...] (edge), [num_rows, ...] (row) and weights; in the program they lose their leading axis. Every
-aten operator a region may hold has a row in `LOWERINGS` (in `lower_ops`).
+A region's values are tensors [E, ...] (edge), [num_rows, ...] (row) and weights; in the program they lose their leading axis.
+Every aten operator a region may hold has a row in `LOWERINGS` (in `lower_ops`).
 
 Legend: E edges, i.e. entries of the fine domain; the program's own map is the one its rows are ordered by.
 """
@@ -21,7 +21,7 @@ from plait.errors import UnsupportedError
 from plait.ir import ops
 from plait.ir.program import Input, Node, Output, Program, Space, Type
 from plait.passes.domains import Domains
-from plait.passes.edit import aten, inner_sizes, is_call, static, value
+from plait.passes.edit import argument, arguments, aten, inner_sizes, is_call, static, value
 from plait.passes.fuse import Region
 
 DTYPES = (torch.float32, torch.float64, torch.bool, torch.int64, torch.int32)
@@ -94,19 +94,19 @@ class Lowering(Expressions):
         slot = list(self.inputs).index(key)
         space = {"edge": Space.EDGE, "row": Space.ROW, "at": Space.EDGE, "dense": Space.DENSE}[access]
         op: ops.Op
-        if access == "at":
-            assert index_map is not None
+        if index_map is not None:
             op = ops.LoadAt(slot, index_map)
+        elif access == "edge":
+            op = ops.LoadEdge(slot)
         else:
-            op = {"edge": ops.LoadEdge, "row": ops.LoadRow, "dense": ops.LoadDense}[access](slot)
+            op = ops.LoadRow(slot) if access == "row" else ops.LoadDense(slot)
         return self.builder.node(op, (), Type(space, shape, val.dtype))
 
     # --- operators that meet a map ----------------------------------------------------------------------------------
 
     def gather(self, node: fx.Node) -> Node:
         """gather(x, own map) is x itself, read per row; by another map it is a load at that map's entry."""
-        x, index = node.args[:2]
-        assert isinstance(x, fx.Node) and isinstance(index, fx.Node)
+        x, index = arguments(node)[:2]
         if index is self.region.rows:
             return self.values[x] if x in self.values else self._load(x, "row", None)
         if index not in self.maps:
@@ -114,12 +114,11 @@ class Lowering(Expressions):
         return self._load(x, "at", list(self.maps).index(index))
 
     def segment_reduce(self, node: fx.Node) -> Node:
-        values = node.args[0]
-        assert isinstance(values, fx.Node)
+        values, _, _, name = arguments(node)[:4]
         item = self.values[values] if values in self.values else self._leaf(values, value(values).dim() - 1)
-        reduce = ops.Reduce(node.args[3])
-        init = float(node.args[4]) if len(node.args) > 4 else 0.0  # type: ignore[arg-type]
-        include = bool(node.args[5]) if len(node.args) > 5 else False
+        reduce = ops.Reduce(name)
+        init = float(argument(node, 4, "init", 0.0))
+        include = bool(argument(node, 5, "include_init", False))
         if item.type.space is not Space.EDGE:
             return self.reduce_constant(item, reduce, init)
         return self.builder.node(
@@ -129,7 +128,7 @@ class Lowering(Expressions):
     def uniform(self, node: fx.Node) -> Node:
         seed = node.args[0]
         assert isinstance(seed, fx.Node)
-        if not self.domains.of(node) is self.region.domain:
+        if self.domains.of(node) is not self.region.domain:
             raise UnsupportedError("random draws per row, not per edge")
         val = value(node)
         return self.builder.node(
@@ -137,19 +136,16 @@ class Lowering(Expressions):
         )
 
     def total(self, node: fx.Node) -> Node:
-        """sum over axis 0 (and perhaps others) = inner reduction, then the sum over all edges."""
-        x, axes = node.args[0], node.args[1]
-        keep = bool(node.args[2]) if len(node.args) > 2 else False
-        assert isinstance(x, fx.Node) and isinstance(axes, list | tuple)
-        item = self.values[x] if x in self.values else self._leaf(x, value(x).dim() - 1)
-        inner = tuple(int(axis) % value(x).dim() - 1 for axis in axes if int(axis) % value(x).dim() != 0)  # type: ignore[arg-type]
+        """sum over axis 0 (and perhaps others) = inner reduction, then the sum over all edges; kept axes are the caller's."""
+        x, axes = arguments(node)[:2]
+        dim = value(x).dim()
+        item = self.values[x] if x in self.values else self._leaf(x, dim - 1)
+        inner = tuple(axis % dim - 1 for axis in axes if axis % dim != 0)
         if inner:
             item = self.inner_reduce(item, ops.Reduce.SUM, inner)
         if item.type.space is not Space.EDGE:
             item = self.pointwise("mul", item, self.row_length(item))
-        result = self.builder.node(ops.TotalReduce(), (item,), Type(Space.DENSE, item.type.shape, item.type.dtype))
-        del keep  # the caller gives the result the shape of the FX node
-        return result
+        return self.builder.node(ops.TotalReduce(), (item,), Type(Space.DENSE, item.type.shape, item.type.dtype))
 
     def lower(self, node: fx.Node) -> Node:
         if node.target is operators.gather:
@@ -163,7 +159,9 @@ class Lowering(Expressions):
         result = LOWERINGS[node.target](self, node)
         expected = value(node)
         if result.type.shape != inner_shape(expected) or result.type.dtype != expected.dtype:
-            raise UnsupportedError(f"{node.target}: lowered to {result.type}, expected {tuple(expected.shape)} {expected.dtype}")
+            raise UnsupportedError(
+                f"{node.target}: lowered to {result.type}, expected {tuple(expected.shape)} {expected.dtype}"
+            )
         return result
 
 

@@ -1,7 +1,7 @@
 """The table from aten operators to IR values: one row an operator, elementwise or acting on a row's own axes.
 
-What is composite in aten is spelled with the few functions of `ir.ops.POINTWISE` here. Every function gets the lowering state and the
-FX node and gives the IR value of that node.
+What is composite in aten is spelled with the few functions of `ir.ops.POINTWISE` here. Every function gets the lowering state
+and the FX node and gives the IR value of that node.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from plait.capture import activations
 from plait.errors import UnsupportedError
 from plait.ir import ops
 from plait.ir.program import Node, Type, join_spaces
@@ -163,9 +164,6 @@ def _clamp_max(state: Lowering, node: fx.Node) -> Node:
     return state.broadcast(state.pointwise("minimum", x, high), _inner(node))
 
 
-# --- activations and their gradients ---------------------------------------------------------------------------------
-
-
 def _activation(formula: Callable[..., Node], num_tensors: int = 1) -> Lower:
     """A function of `num_tensors` tensors; further arguments are numbers and reach `formula` as they stand."""
 
@@ -176,92 +174,6 @@ def _activation(formula: Callable[..., Node], num_tensors: int = 1) -> Lower:
         return state.broadcast(result, _inner(node))
 
     return lower
-
-
-def _relu(e: Lowering, x: Node) -> Node:
-    return e.pointwise("maximum", x, e.like(x, 0))
-
-
-def _leaky_relu(e: Lowering, x: Node, slope: float = 0.01) -> Node:
-    return e.pointwise("where", e.pointwise("gt", x, e.like(x, 0)), x, e.pointwise("mul", x, e.like(x, slope)))
-
-
-def _leaky_relu_backward(e: Lowering, grad: Node, x: Node, slope: float, is_result: bool = False) -> Node:
-    return e.pointwise("where", e.pointwise("gt", x, e.like(x, 0)), grad, e.pointwise("mul", grad, e.like(x, slope)))
-
-
-def _threshold_backward(e: Lowering, grad: Node, x: Node, threshold: float) -> Node:
-    return e.pointwise("where", e.pointwise("le", x, e.like(x, threshold)), e.like(x, 0), grad)
-
-
-def _sigmoid_backward(e: Lowering, grad: Node, y: Node) -> Node:
-    return e.pointwise("mul", grad, e.pointwise("mul", y, e.pointwise("sub", e.like(y, 1), y)))
-
-
-def _tanh_backward(e: Lowering, grad: Node, y: Node) -> Node:
-    return e.pointwise("mul", grad, e.pointwise("sub", e.like(y, 1), e.pointwise("mul", y, y)))
-
-
-def _silu(e: Lowering, x: Node) -> Node:
-    return e.pointwise("mul", x, e.pointwise("sigmoid", x))
-
-
-def _silu_backward(e: Lowering, grad: Node, x: Node) -> Node:
-    s = e.pointwise("sigmoid", x)
-    one = e.like(x, 1)
-    slope = e.pointwise("mul", s, e.pointwise("add", one, e.pointwise("mul", x, e.pointwise("sub", one, s))))
-    return e.pointwise("mul", grad, slope)
-
-
-def _elu(e: Lowering, x: Node, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Node:
-    negative = e.pointwise("mul", e.pointwise("expm1", e.pointwise("mul", x, e.like(x, input_scale))), e.like(x, alpha * scale))
-    positive = e.pointwise("mul", x, e.like(x, scale))
-    return e.pointwise("where", e.pointwise("gt", x, e.like(x, 0)), positive, negative)
-
-
-def _elu_backward(
-    e: Lowering, grad: Node, x: Node, alpha: float, scale: float, input_scale: float, is_result: bool
-) -> Node:
-    if is_result:
-        slope = e.pointwise("mul", e.like(x, input_scale), e.pointwise("add", x, e.like(x, alpha * scale)))
-    else:
-        slope = e.pointwise(
-            "mul", e.pointwise("exp", e.pointwise("mul", x, e.like(x, input_scale))), e.like(x, input_scale * alpha * scale)
-        )
-    slope = e.pointwise("where", e.pointwise("gt", x, e.like(x, 0)), e.like(x, scale), slope)
-    return e.pointwise("mul", grad, slope)
-
-
-def _softplus(e: Lowering, x: Node, beta: float = 1.0, threshold: float = 20.0) -> Node:
-    scaled = e.pointwise("mul", x, e.like(x, beta))
-    soft = e.pointwise("div", e.pointwise("log1p", e.pointwise("exp", scaled)), e.like(x, beta))
-    return e.pointwise("where", e.pointwise("gt", scaled, e.like(x, threshold)), x, soft)
-
-
-def _softplus_backward(e: Lowering, grad: Node, x: Node, beta: float, threshold: float) -> Node:
-    scaled = e.pointwise("mul", x, e.like(x, beta))
-    soft = e.pointwise("mul", grad, e.pointwise("sigmoid", scaled))
-    return e.pointwise("where", e.pointwise("gt", scaled, e.like(x, threshold)), grad, soft)
-
-
-def _gelu_parts(e: Lowering, x: Node) -> tuple[Node, Node]:
-    cdf = e.pointwise("add", e.pointwise("erf", e.pointwise("mul", x, e.like(x, math.sqrt(0.5)))), e.like(x, 1))
-    return e.pointwise("mul", cdf, e.like(x, 0.5)), e.pointwise("mul", x, x)
-
-
-def _gelu(e: Lowering, x: Node, approximate: str = "none") -> Node:
-    if approximate != "none":
-        raise UnsupportedError("gelu with the tanh approximation")
-    return e.pointwise("mul", x, _gelu_parts(e, x)[0])
-
-
-def _gelu_backward(e: Lowering, grad: Node, x: Node, approximate: str = "none") -> Node:
-    if approximate != "none":
-        raise UnsupportedError("gelu with the tanh approximation")
-    cdf, square = _gelu_parts(e, x)
-    bell = e.pointwise("exp", e.pointwise("mul", square, e.like(x, -0.5)))
-    pdf = e.pointwise("mul", bell, e.like(x, 1 / math.sqrt(2 * math.pi)))
-    return e.pointwise("mul", grad, e.pointwise("add", cdf, e.pointwise("mul", x, pdf)))
 
 
 # --- a row's own axes ------------------------------------------------------------------------------------------------
@@ -420,20 +332,20 @@ LOWERINGS: dict[Any, Lower] = {
         for kind in ("Tensor", "Scalar")
     },
     aten.isnan.default: _isnan,
-    aten.relu.default: _activation(_relu),
-    aten.leaky_relu.default: _activation(_leaky_relu),
-    aten.leaky_relu_backward.default: _activation(_leaky_relu_backward, 2),
-    aten.threshold_backward.default: _activation(_threshold_backward, 2),
-    aten.sigmoid_backward.default: _activation(_sigmoid_backward, 2),
-    aten.tanh_backward.default: _activation(_tanh_backward, 2),
-    aten.silu.default: _activation(_silu),
-    aten.silu_backward.default: _activation(_silu_backward, 2),
-    aten.elu.default: _activation(_elu),
-    aten.elu_backward.default: _activation(_elu_backward, 2),
-    aten.softplus.default: _activation(_softplus),
-    aten.softplus_backward.default: _activation(_softplus_backward, 2),
-    aten.gelu.default: _activation(_gelu),
-    aten.gelu_backward.default: _activation(_gelu_backward, 2),
+    aten.relu.default: _activation(activations.relu),
+    aten.leaky_relu.default: _activation(activations.leaky_relu),
+    aten.leaky_relu_backward.default: _activation(activations.leaky_relu_backward, 2),
+    aten.threshold_backward.default: _activation(activations.threshold_backward, 2),
+    aten.sigmoid_backward.default: _activation(activations.sigmoid_backward, 2),
+    aten.tanh_backward.default: _activation(activations.tanh_backward, 2),
+    aten.silu.default: _activation(activations.silu),
+    aten.silu_backward.default: _activation(activations.silu_backward, 2),
+    aten.elu.default: _activation(activations.elu),
+    aten.elu_backward.default: _activation(activations.elu_backward, 2),
+    aten.softplus.default: _activation(activations.softplus),
+    aten.softplus_backward.default: _activation(activations.softplus_backward, 2),
+    aten.gelu.default: _activation(activations.gelu),
+    aten.gelu_backward.default: _activation(activations.gelu_backward, 2),
     aten.view.default: _view,
     aten._unsafe_view.default: _view,
     aten.reshape.default: _view,

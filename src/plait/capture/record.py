@@ -88,7 +88,9 @@ class Record:
         self.fallbacks.append(fallback)
         if self.is_strict():
             raise UnsupportedError(str(fallback))
-        warnings.warn(f"plait: {fallback}\n  This part runs as PyTorch runs it; plait.explain shows what is fused.", stacklevel=2)
+        warnings.warn(
+            f"plait: {fallback}\n  This part runs as PyTorch runs it; plait.explain shows what is fused.", stacklevel=2
+        )
 
 
 RECORDS: list[Record] = []

@@ -1,8 +1,8 @@
 """A compiled region as an autograd function of its own, so that it can be differentiated twice.
 
-AOTAutograd's compiled backward cannot be differentiated. Around it stands a function whose backward runs the compiled backward, except
-when gradients of gradients are asked for (`create_graph=True`): then the forward graph runs again eagerly, from the same random state,
-and its ordinary gradient is taken.
+AOTAutograd's compiled backward cannot be differentiated. Around it stands a function whose backward runs the compiled
+backward, except when gradients of gradients are asked for (`create_graph=True`): then the forward graph runs again eagerly,
+from the same random state, and its ordinary gradient is taken.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Region:
             return self.compiled(*inputs)
         if any(isinstance(inputs[number], Tensor) and inputs[number].requires_grad for number in self.mutated):
             return self.compiled(*inputs)  # a write to a tensor with a gradient: autograd must see it itself
-        results = _Function.apply(self, *inputs)
+        results: Any = _Function.apply(self, *inputs)  # type: ignore[no-untyped-call]
         return list(results)
 
     def run_again(self, inputs: Sequence[Any], random_state: Tensor | None) -> Sequence[Any]:
@@ -51,7 +51,8 @@ class _Function(torch.autograd.Function):
         ctx.random_state = torch.get_rng_state() if region.is_random else None
         with torch.enable_grad():
             ctx.inner = [
-                item.detach().requires_grad_(True) if isinstance(item, Tensor) and item.requires_grad else item for item in inputs
+                item.detach().requires_grad_(True) if isinstance(item, Tensor) and item.requires_grad else item
+                for item in inputs
             ]
             outputs = tuple(region.compiled(*ctx.inner))
         differentiable = [isinstance(item, Tensor) and item.requires_grad for item in outputs]
@@ -119,5 +120,10 @@ def _is_random(node: Any) -> bool:
 
 
 def _writes(user: Any, node: Any) -> bool:
+    """Whether a call changes `node` in place: batch norm writes to its running statistics, not to what it normalises."""
     schema = getattr(user.target, "_schema", None)
-    return schema is not None and schema.is_mutable and bool(user.args) and user.args[0] is node
+    if schema is None or not schema.is_mutable:
+        return False
+    given = dict(zip((item.name for item in schema.arguments), user.args, strict=False)) | dict(user.kwargs)
+    written = [given.get(item.name) for item in schema.arguments if item.alias_info is not None and item.alias_info.is_write]
+    return any(item is node or (isinstance(item, list | tuple) and node in item) for item in written)

@@ -1,7 +1,7 @@
 """What is not fused, given to Inductor: `rest="inductor"`.
 
-Groups of aten operators between the launches become submodules that Inductor compiles; the launches and the structure stay plain
-calls. A group that Inductor refuses runs as it is, with the reason recorded.
+Groups of aten operators between the launches become submodules that Inductor compiles; the launches and the structure stay
+plain calls. A group that Inductor refuses runs as it is, with the reason recorded.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
@@ -54,6 +55,7 @@ class _Compiled(torch.nn.Module):
 
 def _inductor(module: GraphModule, node: Node, record: Record) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
 
     output = next(item for item in module.graph.nodes if item.op == "output")
     single = isinstance(output.args[0], Node)
@@ -61,8 +63,11 @@ def _inductor(module: GraphModule, node: Node, record: Record) -> Callable[..., 
         output.args = ((output.args[0],),)
         module.recompile()
     try:
-        compiled = compile_fx_inner(module, [value(item) for item in node.args])
-    except Exception as error:  # Inductor's errors have no common base
+        inputs = [value(item) for item in node.args]
+        # Inductor lowers core operators only: the group is traced once more with its decompositions
+        traced = make_fx(module, decomposition_table=select_decomp_table(), tracing_mode="real")(*inputs)
+        compiled = compile_fx_inner(traced, inputs)
+    except Exception as error:  # noqa: BLE001 Inductor's errors have no common base
         record.fall_back("rest", f"Inductor: {type(error).__name__}: {error}")
         return module.forward if not single else lambda *inputs: module(*inputs)[0]
 

@@ -1,7 +1,7 @@
 """The functional forward graph of aten operators, before autograd, from what Dynamo captured.
 
-Rewriting before autograd makes every gradient right by construction. The trace keeps Dynamo's symbols (its fake mode, its unbacked
-sizes), so that guards found later still reach Dynamo.
+Rewriting before autograd makes every gradient right by construction. The trace keeps Dynamo's symbols (its fake mode, its
+unbacked sizes), so that guards found later still reach Dynamo.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def specialize_floats(gm: GraphModule) -> None:
 
 
 def mark_dropout(gm: GraphModule) -> bool:
-    """Training dropout becomes `plait::dropout`, so that edge dropout can be recognised later; returns whether there was any."""
+    """Training dropout becomes `plait::dropout`, so that edge dropout can be recognised later; whether there was any."""
     found = False
     for node in list(gm.graph.nodes):
         if node.op != "call_function" or node.target not in _DROPOUTS:
@@ -96,8 +96,7 @@ def forward_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule
     interpreter = PropagateUnbackedSymInts(gm)
     run: Callable[..., Any] = torch.func.functionalize(lambda *inputs: interpreter.run(*inputs), remove="mutations")
     with torch.no_grad(), mode, enable_python_dispatcher(), preserve_node_meta():
-        traced = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
-    return traced
+        return make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
 
 
 def specialize_widths(fakes: Sequence[Any]) -> None:

@@ -1,7 +1,7 @@
 """The many spellings of a gather and of a scatter become `plait::gather` and `plait::segment_reduce`.
 
-Every row of `SPELLINGS` is one aten operator with its index idiom; nothing here spans more. What does not fit a row stays as it is,
-and its reason is returned.
+Every row of `SPELLINGS` is one aten operator with its index idiom; nothing here spans more. What does not fit a row stays as
+it is, and its reason is returned.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from plait import operators
 from plait.passes.edit import (
     Editor,
     argument,
+    arguments,
     aten,
     is_call,
     is_integral,
@@ -35,6 +36,9 @@ def canonicalize(graph: Graph) -> list[tuple[str, str]]:
     """Rewrites `graph` in place; returns (name, reason) of each gather or scatter left as it was."""
     reasons = []
     for node in list(graph.nodes):
+        if _is_whole_slice(node):
+            replace(node, arguments(node)[0])
+            continue
         spelling = SPELLINGS.get(node.target) if node.op == "call_function" else None
         if spelling is None:
             continue
@@ -45,6 +49,13 @@ def canonicalize(graph: Graph) -> list[tuple[str, str]]:
         replace(node, result)
     graph.eliminate_dead_code()
     return reasons
+
+
+def _is_whole_slice(node: Node) -> bool:
+    """Whether a slice takes everything: x[:, 0] is a slice of all rows first, and rows that are cut would be other rows."""
+    if not is_call(node, aten.slice.Tensor) or any(user.op == "output" for user in node.users):
+        return False
+    return argument(node, 4, "step", 1) == 1 and same_shape(value(node).shape, value(arguments(node)[0]).shape)
 
 
 def _at(node: Node) -> str:
@@ -65,14 +76,14 @@ def broadcast_vector(index: Any) -> Node | None:
         return index  # type: ignore[no-any-return]
     node = index
     if is_call(node, aten.expand.default, aten.repeat.default):
-        node = node.args[0]
+        node = arguments(node)[0]
     elif not is_integral(node) or any(not same_size(size, 1) for size in value(node).shape[1:]):
         return None
     shape = value(node).shape
     if not same_size(shape[0], value(index).shape[0]) or any(not same_size(size, 1) for size in shape[1:]):
         return None
     while is_call(node, *_VIEWS):
-        node = node.args[0]
+        node = arguments(node)[0]
         if _is_vector_index(node):
             return node if same_size(value(node).shape[0], shape[0]) else None
     return None
@@ -90,9 +101,9 @@ def fill_value(node: Any) -> float | None:
     if is_call(node, aten.new_ones.default, aten.ones.default, aten.ones_like.default):
         return 1.0
     if is_call(node, aten.full.default, aten.full_like.default):
-        return _number(node.args[1])
+        return _number(arguments(node)[1])
     if is_call(node, aten.new_full.default):
-        return _number(node.args[2])
+        return _number(arguments(node)[2])
     return None
 
 
@@ -105,7 +116,7 @@ def _number(given: Any) -> float | None:
 
 def _index_select(node: Node) -> Node | str:
     """x.index_select(0, idx) = gather(x, idx)"""
-    x, axis, index = node.args
+    x, axis, index = arguments(node)
     if _axis(x, axis) != 0:
         return f"selects along axis {axis}, not rows"
     if value(x).dim() == 0 or not _is_vector_index(index):
@@ -115,7 +126,7 @@ def _index_select(node: Node) -> Node | str:
 
 def _index(node: Node) -> Node | str:
     """x[idx] = gather(x, idx)"""
-    x, indices = node.args
+    x, indices = arguments(node)
     if len(indices) != 1 or not _is_vector_index(indices[0]):
         return "the index is not one int vector over the rows"
     return Editor(node.graph, node).call(operators.gather, x, indices[0], True)
@@ -123,7 +134,7 @@ def _index(node: Node) -> Node | str:
 
 def _aten_gather(node: Node) -> Node | str:
     """x.gather(0, idx expanded over the columns) = gather(x, idx)"""
-    x, axis, index = node.args[:3]
+    x, axis, index = arguments(node)[:3]
     vector = broadcast_vector(index)
     if value(x).dim() == 0 or _axis(x, axis) != 0 or vector is None:
         return "the index differs between columns"
@@ -134,7 +145,7 @@ def _aten_gather(node: Node) -> Node | str:
 
 def _embedding(node: Node) -> Node | str:
     """F.embedding(idx, weight) = gather(weight, idx)"""
-    weight, index = node.args[:2]
+    weight, index = arguments(node)[:2]
     if not _is_vector_index(index):
         return "the index is not a vector"
     if argument(node, 2, "padding_idx", -1) not in (-1, None) or argument(node, 3, "scale_grad_by_freq", False):
@@ -165,12 +176,12 @@ def _reduced(
 
 
 def _scatter_add(node: Node) -> Node | str:
-    base, axis, index, source = node.args
+    base, axis, index, source = arguments(node)
     return _scattered(node, base, axis, index, source, "sum", include_base=True)
 
 
 def _scatter_reduce(node: Node) -> Node | str:
-    base, axis, index, source, name = node.args
+    base, axis, index, source, name = arguments(node)
     include = argument(node, 5, "include_self", True)
     reduce = _SCATTER_REDUCTIONS.get(name)
     if reduce is None or (reduce == "sum" and not include):
@@ -178,9 +189,7 @@ def _scatter_reduce(node: Node) -> Node | str:
     return _scattered(node, base, axis, index, source, reduce, include_base=include)
 
 
-def _scattered(
-    node: Node, base: Node, axis: int, index: Node, source: Node, reduce: str, *, include_base: bool
-) -> Node | str:
+def _scattered(node: Node, base: Node, axis: int, index: Node, source: Node, reduce: str, *, include_base: bool) -> Node | str:
     vector = broadcast_vector(index)
     if value(base).dim() == 0 or _axis(base, axis) != 0 or vector is None:
         return "the index differs between columns"
@@ -190,7 +199,7 @@ def _scattered(
 
 
 def _index_add(node: Node) -> Node | str:
-    base, axis, index, source = node.args
+    base, axis, index, source = arguments(node)
     if value(base).dim() == 0 or _axis(base, axis) != 0 or not _is_vector_index(index):
         return "not a sum of rows"
     if argument(node, 4, "alpha", 1) != 1:
@@ -199,7 +208,7 @@ def _index_add(node: Node) -> Node | str:
 
 
 def _index_reduce(node: Node) -> Node | str:
-    base, axis, index, source, name = node.args
+    base, axis, index, source, name = arguments(node)
     include = argument(node, 5, "include_self", True)
     reduce = _SCATTER_REDUCTIONS.get(name)
     if value(base).dim() == 0 or _axis(base, axis) != 0 or reduce in (None, "sum"):
@@ -209,7 +218,7 @@ def _index_reduce(node: Node) -> Node | str:
 
 
 def _index_put(node: Node) -> Node | str:
-    base, indices, source = node.args[:3]
+    base, indices, source = arguments(node)[:3]
     if not argument(node, 3, "accumulate", False):
         return "it overwrites instead of adding"
     if len(indices) != 1 or not _is_vector_index(indices[0]):
@@ -257,10 +266,10 @@ def _shape_argument(edit: Editor, node: Node, axis: int) -> Any:
     size = value(node).shape[axis]
     if isinstance(size, int):
         return size
-    given = node.args[0] if is_call(node, aten.full.default, aten.zeros.default, aten.ones.default) else None
-    if given is None and len(node.args) > 1 and isinstance(node.args[1], list | tuple):
-        given = node.args[1]
+    given = arguments(node)[0] if is_call(node, aten.full.default, aten.zeros.default, aten.ones.default) else None
+    if given is None and len(arguments(node)) > 1 and isinstance(arguments(node)[1], list | tuple):
+        given = arguments(node)[1]
     if given is not None:
         return given[axis]
-    like = node.args[0]
+    like = arguments(node)[0]
     return edit.call(aten.sym_size.int, like, axis) if isinstance(like, Node) else None

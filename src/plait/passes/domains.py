@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from plait import operators
-from plait.passes.edit import aten, is_call, is_tensor, same_size, value
+from plait.passes.edit import arguments, aten, is_call, is_tensor, same_size, value
 
 _ROW_VIEWS = frozenset(
     {
@@ -140,7 +140,7 @@ def _aligned(node: Node) -> list[Node]:
     if node.op != "call_function":
         return []
     if node.target in _FIRST_OPERAND_PRODUCTS:
-        return [node.args[_FIRST_OPERAND_PRODUCTS[node.target]]]  # type: ignore[index,list-item]
+        return [arguments(node)[_FIRST_OPERAND_PRODUCTS[node.target]]]
     if node.target in _ROW_VIEWS or _is_elementwise(node):
         return [operand for operand in node.all_input_nodes if _shares_rows(node, operand)]
     return []
@@ -157,7 +157,7 @@ def _shares_rows(node: Node, operand: Node) -> bool:
     if same_size(out.shape[0], 1):
         return False
     if _is_elementwise(node):
-        return val.dim() == out.dim()
+        return bool(val.dim() == out.dim())
     return _keeps_rows(node)
 
 
@@ -184,7 +184,7 @@ def _keeps_rows(node: Node) -> bool:
     if target is aten.transpose.int:
         return 0 not in (_positive(node, 1, dim), _positive(node, 2, dim))
     if target is aten.permute.default:
-        return bool(node.args[1][0] == 0)  # type: ignore[index]
+        return bool(arguments(node)[1][0] == 0)
     if target in (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.squeeze.dims):
         axes: Any = node.args[1] if len(node.args) > 1 else None
         return bool(axes) and all((axis + dim if axis < 0 else axis) != 0 for axis in axes)

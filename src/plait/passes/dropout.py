@@ -1,7 +1,8 @@
 """`plait::dropout` is decided here: on edges it draws from a counter, elsewhere it is torch's own.
 
 Edge dropout must be drawn again in the backward with no stored mask, by any kernel and in any order of the edges. So it becomes
-`x * where(uniform(seed, position) >= p, 1 / (1 - p), 0)` with one `torch.randint` for the seed, which follows `torch.manual_seed`.
+`x * where(uniform(seed, position) >= p, 1 / (1 - p), 0)` with one `torch.randint` for the seed, which follows
+`torch.manual_seed`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import Editor, aten, inner_sizes, is_call, replace, value
+from plait.passes.edit import Editor, arguments, aten, inner_sizes, is_call, replace, value
 
 _SEEDS = 1 << 62
 
@@ -23,8 +24,7 @@ def decide_dropout(graph: Graph, domains: Domains) -> None:
     for node in list(graph.nodes):
         if not is_call(node, operators.dropout):
             continue
-        x, p = node.args
-        assert isinstance(x, Node) and isinstance(p, float)
+        x, p = arguments(node)
         edit = Editor(graph, node)
         inner = inner_sizes(value(x))
         if not domains.is_edge(x) or inner is None:
@@ -33,7 +33,9 @@ def decide_dropout(graph: Graph, domains: Domains) -> None:
             continue
         val = value(x)
         seed = edit.call(aten.randint.low, 0, _SEEDS, [], dtype=torch.int64, device=val.device)
-        drawn = val.dtype if val.dtype in (torch.float32, torch.float64) else torch.float32  # shorter floats would round a draw to 1
+        drawn = (
+            val.dtype if val.dtype in (torch.float32, torch.float64) else torch.float32
+        )  # shorter floats would round a draw to 1
         draws = edit.call(operators.uniform, seed, edit.size(x, 0), list(inner), drawn)
         kept = edit.call(aten.ge.Scalar, draws, p)
         factor = edit.call(aten.mul.Tensor, edit.call(aten._to_copy.default, kept, dtype=val.dtype), 1.0 / (1.0 - p))

@@ -1,7 +1,7 @@
 """Editing an FX graph of functional aten operators while its fake values stay right.
 
-Every node carries `meta["val"]`, a fake tensor or a symbolic number; a pass that adds nodes goes through `Editor`, which computes
-the new value and copies where in the user's model the node came from.
+Every node carries `meta["val"]`, a fake tensor or a symbolic number; a pass that adds nodes goes through `Editor`, which
+computes the new value and copies where in the user's model the node came from.
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ def is_call(node: Any, *targets: Any) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
+def arguments(node: Node) -> tuple[Any, ...]:
+    """The positional arguments of a call; FX types them as anything an argument can be."""
+    return node.args
+
+
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     """Argument of a call, given by position or by name."""
     if position < len(node.args):
@@ -99,7 +104,8 @@ def evaluate(node: Node) -> Any:
     assert callable(node.target)
     args, kwargs = tree_map_only(Node, value, (node.args, node.kwargs))
     fakes = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    mode = torch._guards.detect_fake_mode(fakes) or torch._guards.detect_fake_mode()
+    # a fill of symbolic size has no tensor among its arguments: the graph's other values know the mode
+    mode = torch._guards.detect_fake_mode(fakes) or torch._guards.detect_fake_mode([value(item) for item in node.graph.nodes])
     if mode is None:
         return node.target(*args, **kwargs)
     with mode, torch.no_grad():

@@ -1,9 +1,10 @@
 """Grows edge programs: everything between gathers and reductions that can be done while one row's edges are at hand.
 
-An *anchor* is a value that leaves the edges: a segment reduction, a sum over all edges, or an edge tensor that something outside reads.
-Its *cone* is every fusable edge value below it, down to values that exist in memory. Anchors over the same map share a region when that
-needs no value the region itself must produce first; a reduced value read back through the same map chains inside the region (softmax),
-one read through a different map starts a new one, and that is the only reason for a second kernel.
+An *anchor* is a value that leaves the edges: a segment reduction, a sum over all edges, or an edge tensor that something
+outside reads. Its *cone* is every fusable edge value below it, down to values that exist in memory. Anchors over the same map
+share a region when that needs no value the region itself must produce first; a reduced value read back through the same map
+chains inside the region (softmax), one read through a different map starts a new one, and that is the only reason for a
+second kernel.
 
 The same growing, over rows that are no entries of a map, fuses what is left between products and norms (`find_row_regions`).
 """
@@ -267,7 +268,7 @@ def _operands(node: Node, draft: _Draft) -> list[Node]:
 
 
 def _is_chained(node: Node, draft: _Draft, facts: _Facts) -> bool:
-    """Whether `node` is a row value made from what `draft` already reduces, so that its edges can read it in the same kernel."""
+    """Whether `node` is a row value made from what `draft` already reduces: its edges can read it in the same kernel."""
     if draft.rows is None or node.op != "call_function":
         return False
     seen: set[Node] = set()

@@ -4,8 +4,9 @@
     matmul(a + b, W) = matmul(a, W) + matmul(b, W)        (and differences, negation, numbers)
     matmul(cat(a, b), W) = matmul(a, W_a) + matmul(b, W_b)
 
-The operand is flattened into a sum of terms `factor * gather(x, m)` that meet rows of W; terms of the same x and m share one product,
-so that `W [x_i, x_j - x_i]` is `gather((W_1 - W_2) x, dst) + gather(W_2 x, src)`: num_nodes rows of products instead of num_edges.
+The operand is flattened into a sum of terms `factor * gather(x, m)` that meet rows of W; terms of the same x and m share one
+product, so that `W [x_i, x_j - x_i]` is `gather((W_1 - W_2) x, dst) + gather(W_2 x, src)`: num_nodes rows of products instead
+of num_edges.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import Editor, aten, is_call, replace, static, value
+from plait.passes.edit import Editor, arguments, aten, is_call, replace, static, value
 
 
 @dataclass(frozen=True)
 class _Term:
-    """factor * gather(x, index), standing in columns [start, start + width) of the operand."""
+    """factor * gather(x, index, wrap), standing in columns [start, start + width) of the operand."""
 
     x: Node
     index: Node
+    wrap: bool  # whether entries may count from the end
     factor: float
     start: int
     width: int
@@ -52,10 +54,10 @@ def hoist_products(graph: Graph, domains: Domains) -> list[str]:
 
 def _parts(node: Node) -> tuple[Any, Any, Any]:
     if is_call(node, aten.mm.default):
-        return (None, *node.args[:2])
+        return (None, *arguments(node)[:2])
     if node.kwargs:  # addmm with beta or alpha
         return None, None, None
-    return node.args[0], node.args[1], node.args[2]
+    return arguments(node)[0], arguments(node)[1], arguments(node)[2]
 
 
 def _has_static_width(rows: Node) -> bool:
@@ -68,25 +70,26 @@ def _terms(node: Any, factor: float, start: int, domains: Domains) -> list[_Term
         return None
     width = static(value(node).shape[1]) or 0
     if is_call(node, operators.gather):
-        x, index = node.args[:2]
-        if len(node.args) > 2 and node.args[2]:
-            return None  # negative entries: leave it to the kernel
-        return [_Term(x, index, factor, start, width)]  # type: ignore[arg-type]
+        x, index = arguments(node)[:2]
+        wrap = len(arguments(node)) > 2 and bool(arguments(node)[2])
+        return [_Term(x, index, wrap, factor, start, width)]
     if is_call(node, aten.neg.default):
-        return _terms(node.args[0], -factor, start, domains)
-    if is_call(node, aten.mul.Tensor, aten.mul.Scalar) and isinstance(node.args[1], int | float):
-        return _terms(node.args[0], factor * node.args[1], start, domains)
-    if is_call(node, aten.add.Tensor, aten.sub.Tensor) and len(node.args) == 2 and not node.kwargs:
-        if any(not isinstance(item, Node) or value(item).shape != value(node).shape for item in node.args):
+        return _terms(arguments(node)[0], -factor, start, domains)
+    if is_call(node, aten.mul.Tensor, aten.mul.Scalar) and isinstance(arguments(node)[1], int | float):
+        return _terms(arguments(node)[0], factor * arguments(node)[1], start, domains)
+    if is_call(node, aten.add.Tensor, aten.sub.Tensor) and len(arguments(node)) == 2 and not node.kwargs:
+        if any(not isinstance(item, Node) or value(item).shape != value(node).shape for item in arguments(node)):
             return None
         sign = -1.0 if is_call(node, aten.sub.Tensor) else 1.0
-        return _joined(_terms(node.args[0], factor, start, domains), _terms(node.args[1], sign * factor, start, domains))
+        return _joined(
+            _terms(arguments(node)[0], factor, start, domains), _terms(arguments(node)[1], sign * factor, start, domains)
+        )
     if is_call(node, aten.cat.default):
-        axis = node.args[1] if len(node.args) > 1 else 0
+        axis = arguments(node)[1] if len(arguments(node)) > 1 else 0
         if axis not in (1, -1):
             return None
         result: list[_Term] | None = []
-        for part in node.args[0]:  # type: ignore[union-attr]
+        for part in arguments(node)[0]:
             result = _joined(result, _terms(part, factor, start, domains))
             if result is None:
                 return None
@@ -99,17 +102,17 @@ def _joined(a: list[_Term] | None, b: list[_Term] | None) -> list[_Term] | None:
     return None if a is None or b is None else a + b
 
 
-def _grouped(terms: list[_Term]) -> dict[tuple[Node, Node], list[_Term]]:
-    groups: dict[tuple[Node, Node], list[_Term]] = {}
+def _grouped(terms: list[_Term]) -> dict[tuple[Node, Node, bool], list[_Term]]:
+    groups: dict[tuple[Node, Node, bool], list[_Term]] = {}
     for term in terms:
-        groups.setdefault((term.x, term.index), []).append(term)
+        groups.setdefault((term.x, term.index, term.wrap), []).append(term)
     return groups
 
 
 def _sum_of_products(edit: Editor, terms: list[_Term], weight: Node, bias: Any) -> Node:
     """Products over node rows, gathered and added; the bias joins the first product, on node rows too."""
     total: Node | None = None
-    for (x, index), group in _grouped(terms).items():
+    for (x, index, wrap), group in _grouped(terms).items():
         combined: Node | None = None
         for term in group:
             rows = edit.call(aten.slice.Tensor, weight, 0, term.start, term.start + term.width)
@@ -121,7 +124,7 @@ def _sum_of_products(edit: Editor, terms: list[_Term], weight: Node, bias: Any) 
             product = edit.call(aten.addmm.default, bias, x, combined)
         else:
             product = edit.call(aten.mm.default, x, combined)
-        gathered = edit.call(operators.gather, product, index)
+        gathered = edit.call(operators.gather, product, index, *([True] if wrap else []))
         total = gathered if total is None else edit.call(aten.add.Tensor, total, gathered)
     assert total is not None
     return total

@@ -25,7 +25,7 @@ class Remarks:
 
 @dataclass(frozen=True)
 class Pass:
-    """A rewrite of a functional aten graph, in place; same numbers before and after. required: the graph cannot be compiled without."""
+    """A rewrite of a functional aten graph, in place; same numbers before and after. required: nothing compiles without."""
 
     name: str
     run: Callable[[Graph], Remarks]

@@ -1,8 +1,8 @@
 """What the forward keeps for the backward: nothing per edge that can be computed again from node values.
 
-Works on the joint graph of forward and backward. The backward gets its own copies of the edge values it reads (the copies go down to
-node values, weights and the structure), after which torch's default partition, which keeps whatever the backward still reads, keeps
-node values only. The copies are fused into the backward's kernels and never exist in memory.
+Works on the joint graph of forward and backward. The backward gets its own copies of the edge values it reads (the copies go
+down to node values, weights and the structure), after which torch's default partition, which keeps whatever the backward
+still reads, keeps node values only. The copies are fused into the backward's kernels and never exist in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from plait.passes.domains import Domains
-
 
 _TAG, _BACKWARD = "partitioner_tag", "is_backward"  # how AOTAutograd marks nodes of a joint graph
 _FORWARD_ONLY = ("must_be_in_forward", "must_be_in_forward_to_backward")

@@ -1,9 +1,9 @@
 """What depends only on index tensors is computed once per graph, not once per step.
 
-`split_structure` cuts a graph in two: a *structure* graph (self-loop handling, degrees, normalisation, the index maps themselves)
-whose inputs are ints, and the rest, in which one call returns the structure's values. The call is served from a cache keyed by the
-content of the ints (`plait.graph.STRUCTURE`); its values are private to plait, so the kernels find their orderings without reading
-the index maps again.
+`split_structure` cuts a graph in two: a *structure* graph (self-loop handling, degrees, normalisation, the index maps
+themselves) whose inputs are ints, and the rest, in which one call returns the structure's values. The call is served from a
+cache keyed by the content of the ints (`plait.graph.STRUCTURE`); its values are private to plait, so the kernels find their
+orderings without reading the index maps again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from plait import operators
-from plait.passes.edit import Editor, aten, is_call, is_integral, is_tensor, stable_topological_sort, value
+from plait.passes.edit import Editor, arguments, aten, is_call, is_integral, is_tensor, stable_topological_sort, value
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -128,7 +128,7 @@ def own_maps(graph: Graph) -> None:
 
 
 def read_sizes_from_structure(graph: Graph) -> None:
-    """Sizes of float tensors that equal a size of an int tensor are read from the latter: the structure needs no floats then."""
+    """Sizes of float tensors that equal a size of an int tensor are read from that: the structure needs no floats then."""
     known: dict[object, tuple[Node, int]] = {}
     free = _free_nodes(graph)
     for node in list(graph.nodes):
@@ -148,7 +148,8 @@ def split_structure(
     graph: Graph, make_call: Callable[[GraphModule], Callable[..., Any]], num_returned: int
 ) -> Structure | None:
     """Moves the structure of `graph` into a graph of its own; `make_call` turns that into the callable that stands in its place
-    and returns the tuple of the structure's values. None where there is nothing to move. The first `num_returned` outputs of the
+    and returns the tuple of the structure's values. None where there is nothing to move. The first `num_returned` outputs of
+    the
     graph reach the user, the others are kept for the backward."""
     read_sizes_from_structure(graph)
     nodes = structural_nodes(graph)
@@ -227,7 +228,7 @@ def _install(
 def _copy_returned(graph: Graph, num_returned: int, private: set[Node]) -> None:
     """What the user gets back is a copy: the structure's own values must never be written to."""
     output = next(node for node in graph.nodes if node.op == "output")
-    results: Any = list(output.args[0])  # type: ignore[arg-type]
+    results: Any = list(arguments(output)[0])
     for position, item in enumerate(results[:num_returned]):
         if isinstance(item, Node) and item in private and is_tensor(item):
             results[position] = Editor(graph, output).call(aten.clone.default, item)

@@ -41,8 +41,9 @@ class ProgramReport:
     """A fused program.
 
     module: path and class of the module it belongs to, the root where it spans several. engine: "kernel" (compiled C++) or
-    "interpreter". rows: the map that orders its edges into rows, None where it runs over edges (or rows) one by one; source: the
-    line that made the map. operators: the calls fused; unwritten: those among them whose result, a row per edge, is never in memory.
+    "interpreter". rows: the map that orders its edges into rows, None where it runs over edges (or rows) one by one; source:
+    the line that made the map. operators: the calls fused; unwritten: those among them whose result, a row per edge, is never
+    in memory.
     """
 
     name: str
@@ -134,7 +135,7 @@ class Sources:
 
 def _once_per_graph(record: Record, seen: dict[str, int], sources: Sources) -> tuple[Access, ...]:
     """The structure's values, once each; the backward's graph has names of its own, so a place and a shape identify them."""
-    found = {}
+    found: dict[tuple[object, ...], Access] = {}
     for value in record.structural:
         access = _access(value, "once per graph", seen, sources)
         found.setdefault((value.source, value.sizes, value.name), access)

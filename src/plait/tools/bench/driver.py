@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from plait.errors import OptionError, PlaitError
+from plait.tools.bench.bandwidth import KernelTraffic
 from plait.tools.bench.check import Deviation, compare_files
 from plait.tools.bench.dgl_worker import MODELS as DGL_MODELS
 from plait.tools.bench.layers import SparseStack
@@ -95,6 +96,7 @@ class EngineResult:
     extra_bytes: int | None = None
     memory_error: str | None = None
     is_wrong: bool = False  # it ran, and gave other numbers than eager
+    kernels: tuple[KernelTraffic, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +268,9 @@ class _Cell:
                 self.on_state(f"{'training steps' if kind == 'train' else 'inference'} of {', '.join(ready)}")
                 for engine, result in self._in_turn(ready, kind).items():
                     found[engine][kind if isinstance(result, Spread) else "error"] = result
+            if "plait" in ready and "error" not in found["plait"]:
+                self.on_state("kernels of plait")
+                found["plait"]["kernels"] = self._kernels(ready["plait"])
         return [EngineResult(**values) for engine, values in found.items() if engine in self.options.engines]
 
     def _first_call(self, engine: str, worker: Worker) -> dict[str, Any]:
@@ -313,6 +318,14 @@ class _Cell:
                     found[engine] = str(error)
                     del samples[engine]
         return found | {engine: Spread.of(times) for engine, times in samples.items()}
+
+    def _kernels(self, worker: Worker) -> tuple[KernelTraffic, ...]:
+        """What each fused kernel moves and takes; nothing where that cannot be told."""
+        try:
+            return tuple(KernelTraffic(**kernel) for kernel in worker.ask("kernels"))
+        except WorkerError as error:
+            log.warning("no kernel rates for %s on %s: %s", self.model, self.graph, error)
+            return ()
 
     # memory
 

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from plait.tools.bench.bandwidth import Bandwidth
+from plait.tools.bench.bandwidth import Bandwidth, shares
 from plait.tools.bench.driver import BenchOptions, CellResult, EngineResult, Spread, geometric_mean
 from plait.tools.curves import COLORS
 from plait.tools.screen import human_bytes, human_seconds
 
 
-def show_cell(cell: CellResult, console: Console) -> None:
-    """One table per cell: a line per engine."""
+def show_cell(cell: CellResult, console: Console, machine: Bandwidth | None = None) -> None:
+    """One table per cell: a line per engine; below it plait's kernels as shares of the gather bandwidth."""
     title = f"{cell.model} on {cell.graph}: {cell.num_nodes} nodes, {cell.num_edges} edges"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("engine")
@@ -46,6 +46,15 @@ def show_cell(cell: CellResult, console: Console) -> None:
         for problem in (result.error, result.memory_error):
             if problem is not None:
                 console.print(f"{result.engine}: {problem}", style="red", markup=False, soft_wrap=True)
+        if machine is not None and result.kernels:
+            _show_kernels(result, machine, console)
+
+
+def _show_kernels(result: EngineResult, machine: Bandwidth, console: Console) -> None:
+    seconds = {kernel.name: kernel.seconds for kernel in result.kernels}
+    for name, rate, share in shares(result.kernels, machine):
+        text = f"  {name}: {human_seconds(seconds[name])}, {human_bytes(rate)}/s, {100 * share:.0f} % of the gather bandwidth"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_ratios(cells: Sequence[CellResult], candidate: str, console: Console) -> None:
@@ -54,7 +63,8 @@ def show_ratios(cells: Sequence[CellResult], candidate: str, console: Console) -
     if not ratios:
         return
     graphs = list(dict.fromkeys(cell.graph for cell in cells))
-    table = Table(title=f"{candidate}: training step, times faster than the better of eager and inductor")
+    console.print(f"{candidate}, training step: times faster than the better of eager and inductor")
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("")
     for graph in graphs:
         table.add_column(graph, justify="right")

@@ -68,7 +68,7 @@ def run(plan: Plan, options: BenchOptions) -> list[CellResult]:
             label = f"{model} on {graph}"
             with console.status(label) as status:
                 cells.append(run_cell(model, graph, options, partial(_show_state, status, label)))
-            report.show_cell(cells[-1], console)
+            report.show_cell(cells[-1], console, found_bandwidth)
             if plan.json:
                 report.write_json(pathlib.Path(plan.json), report.as_json(cells, options, found_bandwidth, CANDIDATE))
     report.show_ratios(cells, CANDIDATE, console)

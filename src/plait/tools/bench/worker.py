@@ -21,6 +21,7 @@ from plait.tools.bench.protocol import serve
 from plait.tools.engines import compile_with
 from plait.tools.pyfile import load_function
 
+PROFILED_STEPS = 5
 TINY_SIZES = ((61, 240), (97, 400), (83, 333))  # the second size is compiled with symbolic sizes, the third is for good measure
 
 
@@ -142,6 +143,21 @@ class Worker:
         self.steps("train", count)
         return memory.peak_bytes() - self.baseline_bytes
 
+    def kernels(self) -> list[dict[str, Any]]:
+        """Name, bytes and seconds of every fused kernel of a training step: bytes from `explain`, seconds from the profiler."""
+        from plait.tools.explain import explain as explain_model
+
+        cell = self.loaded
+        found = explain_model(cell.model, cell.graph.x, *cell.edges)
+        programs = [program for capture in found.captures for part in capture.directions for program in part.programs]
+        moved = {program.name: program.read_bytes + program.written_bytes for program in programs if program.engine == "kernel"}
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.steps("train", PROFILED_STEPS)
+        times = {event.key: event.cpu_time_total / event.count * 1e-6 for event in profile.key_averages() if event.count}
+        return [
+            {"name": name, "bytes": size, "seconds": times[name]} for name, size in moved.items() if times.get(name, 0.0) > 0
+        ]
+
 
 def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
     arrays: dict[str, Any] = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
@@ -159,7 +175,7 @@ def explain(error: BaseException) -> str | None:
 def main() -> None:
     worker = Worker()
     serve(
-        {name: getattr(worker, name) for name in ("load", "steps", "dump", "export", "warm", "baseline", "extra")},
+        {name: getattr(worker, name) for name in ("load", "steps", "dump", "export", "warm", "baseline", "extra", "kernels")},
         explain,
     )
 
