@@ -27,6 +27,7 @@ from plait.passes.edit import Editor, aten, inner_sizes, is_integral, is_tensor,
 from plait.passes.fuse import Region, find_edge_regions, find_row_regions
 from plait.passes.structure import own_maps, split_structure
 
+_NARROW_FLOATS = (torch.bfloat16, torch.float16)
 _PLAIT = (operators.gather, operators.segment_reduce, operators.uniform)
 
 
@@ -66,13 +67,12 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     record.launches[direction] = launches
     if direction == "forward":
         record.kept = kept_values(graph, num_returned)
+    _note_leftovers(graph, direction, record)
     if record.rest == "inductor":
         gm.recompile()
         gm = compile_rest(gm, record)
-        graph = gm.graph
     else:
         pool_products(graph)
-    _note_leftovers(graph, direction, record)
     gm.recompile()
     record.dump(f"{direction}_final", gm.print_readable(print_output=False))
     for launch in launches:
@@ -202,6 +202,9 @@ def _note_leftovers(graph: Graph, direction: str, record: Record) -> None:
         if node.name in record.left and not is_integral(node):
             record.note(f"{direction}: {record.left[node.name]}")
         if node.op == "call_function" and is_tensor(node) and domains.is_edge(node) and _is_work(node):
+            if value(node).dtype in _NARROW_FLOATS:
+                name = str(value(node).dtype).removeprefix("torch.")
+                record.fall_back("fuse", f"work on edges in {name} is not compiled; kernels know float32 and float64")
             counts[str(node.target)] = counts.get(str(node.target), 0) + 1
     for name, count in sorted(counts.items()):
         record.note(f"{direction}: {name} on edges runs unfused ({count}x)")

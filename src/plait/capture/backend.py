@@ -138,7 +138,6 @@ def partition(
     if record.wants("recompute"):
         plan = recompute_edges(graph, num_fwd_outputs, domains, lambda node: is_fusable(node) and node not in structure)
         record.recomputed.extend(plan.recomputed)
-        record.cached.extend(plan.cached)
     forward, backward = default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
     return (
         assemble(forward, "forward", record, num_returned=num_fwd_outputs),

@@ -37,7 +37,6 @@ class Record:
     stop_after: str | None = None
     rest: str = "eager"
     moved: list[str] = field(default_factory=list)
-    cached: list[str] = field(default_factory=list)
     kept: list[Value] = field(default_factory=list)  # what the forward hands to the backward, sizes and all
     structural: list[Value] = field(default_factory=list)  # what is computed once per graph, as `structure` names it
     origins: dict[str, Origin] = field(default_factory=dict)  # program name -> what of the user's model it is

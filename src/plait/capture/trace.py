@@ -87,7 +87,8 @@ def forward_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule
         if node.op == "call_function" and (
             node.target in _AUTOGRAD_RULES or isinstance(node.target, torch._ops.HigherOrderOperator)
         ):
-            raise UnsupportedError(f"{node.target} keeps its own rules for gradients")
+            name = getattr(node.target, "__name__", str(node.target))
+            raise UnsupportedError(f"{name} keeps its own rules for gradients")
     fakes = fake_inputs(example_inputs)
     specialize_widths(fakes)
     mode = detect_fake_mode(fakes)

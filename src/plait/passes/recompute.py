@@ -21,13 +21,12 @@ _FORWARD_ONLY = ("must_be_in_forward", "must_be_in_forward_to_backward")
 
 @dataclass(frozen=True)
 class RecomputePlan:
-    """Names of edge values the backward computes again, and of values it reads from the forward."""
+    """Names of the edge values that the backward computes again. What it reads instead is known after the partition."""
 
     recomputed: tuple[str, ...]
-    cached: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"cached {', '.join(self.cached) or 'nothing'}; recomputed {', '.join(self.recomputed) or 'nothing'}"
+        return f"recomputed {', '.join(self.recomputed) or 'nothing'}"
 
 
 def recompute_edges(
@@ -37,7 +36,6 @@ def recompute_edges(
     forward = forward_nodes(graph, num_forward_outputs)
     _separate(graph, forward)
     copies: dict[Node, Node] = {}
-    cached: dict[Node, None] = {}
 
     def wanted(node: Node) -> bool:
         return node in forward and node.op == "call_function" and domains.is_edge(node) and is_recomputable(node)
@@ -68,9 +66,7 @@ def recompute_edges(
         for item in node.all_input_nodes:
             if wanted(item):
                 node.replace_input_with(item, copy_of(item, node))
-            elif item in forward and item.op != "placeholder":
-                cached[item] = None
-    return RecomputePlan(tuple(node.name for node in copies), tuple(node.name for node in cached))
+    return RecomputePlan(tuple(node.name for node in copies))
 
 
 def _separate(graph: Graph, forward: set[Node]) -> None:

@@ -105,11 +105,23 @@ def structural_nodes(graph: Graph) -> list[Node]:
     for node in graph.nodes:
         if is_call(node, operators.gather, operators.segment_reduce) and node.args[1] in free:
             sources |= free.tensors[node.args[1]]
-    return [
-        node
+    chosen = {
+        node: None
         for node in graph.nodes
         if node.op == "call_function" and node in free and free.tensors[node] and free.tensors[node] <= sources
-    ]
+    }
+    for node in reversed(list(chosen)):
+        # a view that only the rest reads is taken there: kept, an expanded count per node would be a row per node
+        if is_call(node, *_VIEWS) and not _is_map(node) and not any(user in chosen for user in node.users):
+            del chosen[node]
+    return list(chosen)
+
+
+_VIEWS = (aten.expand.default, aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim)
+
+
+def _is_map(node: Node) -> bool:
+    return any(is_call(user, operators.gather, operators.segment_reduce) and user.args[1] is node for user in node.users)
 
 
 def own_maps(graph: Graph) -> None:

@@ -151,13 +151,13 @@ class Layer:
         module = nn.EdgeConv(width, weight.shape[0], allow_zero_in_degree=True)
         self.fill(
             own=(module.phi.weight, weight[:, :width]),
-            near=(module.theta.weight, weight[:, width:]),
+            near=(module.theta.weight, -weight[:, width:]),  # DGL takes dst - src, PyTorch Geometric src - dst
             bias=(module.phi.bias, self.weights["nn.bias"]),
             no_bias=(module.theta.bias, self.torch.zeros_like(module.theta.bias)),
         )
         self.call = lambda x: module(self.graph, x)
         self.gradients = lambda: {
-            "nn.weight": self.torch.cat([module.phi.weight.grad, module.theta.weight.grad], 1),
+            "nn.weight": self.torch.cat([module.phi.weight.grad, -module.theta.weight.grad], 1),
             "nn.bias": module.phi.bias.grad,
         }
         return module
