@@ -29,7 +29,7 @@ from plait.passes.edit import (
 )
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default)
-_SCATTER_REDUCTIONS = {"sum": "sum", "amax": "max", "amin": "min"}
+_SCATTER_REDUCTIONS = {"sum": "sum", "mean": "mean", "amax": "max", "amin": "min"}
 
 
 def canonicalize(graph: Graph) -> list[tuple[str, str]]:
@@ -167,12 +167,28 @@ def _reduced(
     fill = fill_value(base)
     edit = Editor(node.graph, node)
     num_rows = edit.size(base, 0)
-    if reduce == "sum" and include_base:
+    if reduce == "mean":
+        return _mean(edit, index, source, num_rows, include_base) if fill == 0.0 else "a mean onto something else than zeros"
+    if reduce == "sum" and (include_base or fill == 0.0):
         result = edit.call(operators.segment_reduce, source, index, num_rows, "sum", 0.0, False, wrap)
         return result if fill == 0.0 else edit.call(aten.add.Tensor, base, result)
-    if fill is None:
-        return "the tensor scattered onto is not a constant"
+    if fill is None or reduce == "sum":
+        return "the tensor scattered onto is not a constant that can be added to"
     return edit.call(operators.segment_reduce, source, index, num_rows, reduce, fill, include_base)
+
+
+def _mean(edit: Editor, index: Node, source: Node, num_rows: Any, include_base: bool) -> Node:
+    """The mean of a row's entries (and of the zero it is scattered onto, with include_base) = their sum over their number."""
+    val = value(source)
+    ones = edit.call(aten.full.default, [edit.size(source, 0)], 1.0, dtype=val.dtype, device=val.device)
+    count = edit.call(operators.segment_reduce, ones, index, num_rows, "sum")
+    if include_base:
+        count = edit.call(aten.add.Scalar, count, 1.0)
+    count = edit.call(aten.clamp_min.default, count, 1.0)
+    if val.dim() > 1:
+        count = edit.call(aten.view.default, count, [-1, *[1] * (val.dim() - 1)])
+    total = edit.call(operators.segment_reduce, source, index, num_rows, "sum")
+    return edit.call(aten.div.Tensor, total, count)
 
 
 def _scatter_add(node: Node) -> Node | str:
@@ -184,7 +200,7 @@ def _scatter_reduce(node: Node) -> Node | str:
     base, axis, index, source, name = arguments(node)
     include = argument(node, 5, "include_self", True)
     reduce = _SCATTER_REDUCTIONS.get(name)
-    if reduce is None or (reduce == "sum" and not include):
+    if reduce is None:
         return f"scatter_reduce {name!r} with include_self={include} is not fused"
     return _scattered(node, base, axis, index, source, reduce, include_base=include)
 

@@ -138,12 +138,18 @@ class Worker:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         # a session of its own: Ctrl-C reaches the driver alone, which ends its workers
+        # what it prints goes to a file: a pipe that nobody reads fills up and stops it
+        self.said = tempfile.TemporaryFile(mode="w+", encoding="utf8")  # noqa: SIM115  closed with the worker
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **environment}, start_new_session=True, text=True, encoding="utf8",
-        )  # fmt: skip
-        assert self.process.stderr is not None
-        os.set_blocking(self.process.stderr.fileno(), False)
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            text=True,
+            encoding="utf8",
+        )
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Sends one command and waits for its answer."""
@@ -165,7 +171,8 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+        self.said.close()
+        for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             try:
                 pipe.close()
@@ -174,8 +181,8 @@ class Worker:
 
     def _death(self) -> str:
         code = self.process.wait()
-        assert self.process.stderr is not None
-        said = (self.process.stderr.read() or "").strip().splitlines()
+        self.said.seek(0)
+        said = self.said.read().strip().splitlines()
         if code == -9:
             return "stopped by the system (out of memory)"
         return f"ended with exit code {code}: {said[-1] if said else 'no message'}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plait.errors import DataError
 from plait.tools import generate
-from plait.tools.data import NpzFile, read_edges, read_features
+from plait.tools.npz import NpzFile, read_edges, read_features
 
 REAL_FILES: Mapping[str, str] = {
     "cora": "planetoid/cora.npz",
