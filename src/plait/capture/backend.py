@@ -108,12 +108,15 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Call
         _run_passes(graph, pipeline.JOINT, record)
         return _boxed(assemble(graph, "inference", record, num_returned=_ALL), None)
 
-    return aot_autograd(
+    backend = aot_autograd(
         fw_compiler=_boxed,
         bw_compiler=_boxed,
         inference_compiler=inference,
         partition_fn=lambda *args, **kwargs: partition(*args, record=record, **kwargs),
-    )(gm, example_inputs)
+    )
+    # a donated buffer would forbid `retain_graph=True`; our buffers go back to the pool by their reference counts anyway
+    with torch._functorch.config.patch(donated_buffer=False):
+        return backend(gm, example_inputs)
 
 
 def _run_passes(gm: GraphModule, passes: tuple[pipeline.Pass, ...], record: Record) -> None:

@@ -188,7 +188,7 @@ def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts)
         if draft.domain is not domain or (rows is not None and draft.rows is not rows):
             continue
         cone, leaves = _cone(anchor, draft, facts)
-        if not _can_read(draft, leaves, drafts, facts):
+        if not _can_join(draft, anchor, leaves, drafts, facts):
             continue
         shared = sum(1 for item in cone if item in draft.members) + sum(1 for leaf in leaves if leaf in draft.leaves)
         if shared and (best is None or shared >= best[0]):
@@ -204,27 +204,19 @@ def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts)
     draft.leaves |= leaves
 
 
-def _would_cycle(draft: _Draft, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
+def _would_cycle(draft: _Draft, produced: int, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
     """Whether some leaf comes from a region that itself reads what `draft` produces."""
-    produced = {id(draft)}
-    changed = True
-    while changed:  # regions that depend on `draft`, directly or through others
-        changed = False
-        for other in drafts:
-            if id(other) in produced:
-                continue
-            wanted = [item for region in drafts if id(region) in produced for item in region.anchors]
-            bits = sum(1 << facts.position[item] for item in wanted)
-            if any(facts.ancestors[leaf] & bits for leaf in other.leaves):
-                produced.add(id(other))
-                changed = True
-    for other in drafts:
-        if other is draft or id(other) not in produced:
-            continue
-        bits = sum(1 << facts.position[item] for item in other.anchors)
-        if any(facts.ancestors[leaf] & bits for leaf in leaves):
-            return True
-    return False
+    others = [other for other in drafts if other is not draft]
+    behind: list[_Draft] = []  # regions that depend on `draft`, directly or through others
+    grown = True
+    while grown:
+        reached = [other for other in others if any(facts.ancestors[leaf] & produced for leaf in other.leaves)]
+        grown = len(reached) > len(behind)
+        behind = reached
+        for other in behind:
+            produced |= _bits(other.anchors, facts)
+    made_behind = _bits([anchor for other in behind for anchor in other.anchors], facts)
+    return any(facts.ancestors[leaf] & made_behind for leaf in leaves)
 
 
 def _reduced_value(anchor: Node) -> Node:
@@ -306,7 +298,7 @@ def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:
             if draft.rows is None or not any(item in draft.members and not facts.inside(item) for item in operands):
                 continue
             leaves = {item for item in operands if item not in draft.members}
-            if not _is_row_value(node, draft, facts) or not _can_read(draft, leaves, drafts, facts):
+            if not _is_row_value(node, draft, facts) or not _can_join(draft, node, leaves, drafts, facts):
                 continue
             draft.members[node] = None
             draft.leaves |= leaves
@@ -314,12 +306,20 @@ def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:
             break
 
 
-def _can_read(draft: _Draft, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
-    """Whether `draft` may wait for `leaves`: none of them waits for the draft."""
-    produced = sum(1 << facts.position[item] for item in draft.anchors)
-    if any(facts.ancestors[leaf] & produced for leaf in leaves):
+def _can_join(draft: _Draft, node: Node, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
+    """Whether `draft` may also make `node`: nothing that it reads then, directly or through other regions, waits for itself."""
+    produced = _bits([*draft.anchors, node], facts)
+    wanted = draft.leaves | leaves
+    if any(facts.ancestors[leaf] & produced for leaf in wanted):
         return False
-    return not _would_cycle(draft, leaves, drafts, facts)
+    return not _would_cycle(draft, produced, wanted, drafts, facts)
+
+
+def _bits(nodes: list[Node], facts: _Facts) -> int:
+    result = 0
+    for node in nodes:
+        result |= 1 << facts.position[node]
+    return result
 
 
 def _is_row_value(node: Node, draft: _Draft, facts: _Facts) -> bool:

@@ -15,25 +15,29 @@ from plait.tools.bench.layers import find_layer
 
 # float32 and sums of up to some 10^5 terms in another order: 1e-5 of the largest entry is seen, a wrong gradient shows as 1e-2
 ENTRY_TOLERANCE = 1e-3
-# where two candidates of a maximum differ by less than rounding, another one may win, and its gradient goes elsewhere
-ARGMAX_SHARE = 1e-3
+# Where two candidates of a maximum differ by less than rounding, another one may win, and its gradient goes elsewhere: one such
+# flip moves a whole row of a weight gradient. Such layers are judged by the norm of the difference. EdgeConv on 20 k nodes and
+# 1 M edges: eager float32 is 3e-4 of the norm away from eager float64, plait 6e-4; a wrong gradient is 1e-1 and more.
+ARGMAX_NORM = 5e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
     """The worst tensor.
 
-    largest: the largest difference as a share of the largest entry; share_off: how many entries are out of tolerance.
+    largest: the largest difference as a share of the largest entry; share_off: how many entries are out of tolerance;
+    norm: of the difference, as a share of the norm; allowed_norm: above 0, it alone decides.
     """
 
     tensor: str
     largest: float
     share_off: float
-    allowed_share: float
+    norm: float
+    allowed_norm: float
 
     @property
     def is_allowed(self) -> bool:
-        return self.share_off <= self.allowed_share
+        return self.norm <= self.allowed_norm if self.allowed_norm else self.share_off == 0.0
 
     def __str__(self) -> str:
         share = f"{100 * self.share_off:.3g} % of entries"
@@ -42,13 +46,13 @@ class Deviation:
 
 def compare_files(expected: pathlib.Path, got: pathlib.Path, model: str) -> Deviation:
     """The worst deviation over all tensors; one that is missing counts as wrong."""
-    allowed = ARGMAX_SHARE if find_layer(model).has_argmax else 0.0
+    allowed = ARGMAX_NORM if find_layer(model).has_argmax else 0.0
     found: list[Deviation] = []
     with np.load(expected) as reference, np.load(got) as mine:
         for name in reference.files:
             if name not in mine.files or mine[name].shape != reference[name].shape:
                 return Deviation(
-                    tensor=f"{name} is missing or has another shape; it", largest=1.0, share_off=1.0, allowed_share=0.0
+                    tensor=f"{name} is missing or has another shape; it", largest=1.0, share_off=1.0, norm=1.0, allowed_norm=0.0
                 )
             found.append(_compare(name, reference[name], mine[name], allowed))
     return max(found, key=lambda deviation: (not deviation.is_allowed, deviation.largest))
@@ -57,7 +61,7 @@ def compare_files(expected: pathlib.Path, got: pathlib.Path, model: str) -> Devi
 def _compare(name: str, expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any], allowed: float) -> Deviation:
     """Relative to the largest entry: cancellation leaves small entries with the rounding of large ones."""
     if not expected.size:
-        return Deviation(tensor=name, largest=0.0, share_off=0.0, allowed_share=allowed)
+        return Deviation(tensor=name, largest=0.0, share_off=0.0, norm=0.0, allowed_norm=allowed)
     scale = max(float(np.abs(expected).max()), 1e-30)
     # NaN on one side only is as wrong as can be
     error = np.where(np.isnan(expected) & np.isnan(got), 0.0, np.abs(expected - got) / scale)
@@ -66,5 +70,8 @@ def _compare(name: str, expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any
         tensor=name,
         largest=float(error.max()),
         share_off=float((error > ENTRY_TOLERANCE).mean()),
-        allowed_share=allowed,
+        norm=float(
+            np.nan_to_num(np.linalg.norm((expected - got).ravel()) / max(np.linalg.norm(expected.ravel()), 1e-30), nan=1.0)
+        ),
+        allowed_norm=allowed,
     )
