@@ -30,8 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[train,dev]'; \
 	touch $@
 
+# One thread: the graph is small, and threads that wait for each other make it crawl on a machine that is busy.
 demo: $(STAMP) ## train on an embedded data set, with plait and without, side by side
-	$(BIN)/plait train --compare --epochs 100 --out runs/demo
+	$(BIN)/plait train --compare --epochs 100 --threads 1 --out runs/demo
 
 bench: $(STAMP) ## time layers against eager, Inductor and torch.sparse on a generated graph (some minutes)
 	$(BIN)/plait bench --quick --json results/bench.json --png results/bench.png

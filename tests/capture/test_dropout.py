@@ -165,6 +165,22 @@ def test_attention_dropout_of_gat_repeats_and_differs() -> None:
     assert (mean - model.eval()(*inputs)).abs().max() < 0.3
 
 
+WORDS = pytest.mark.xfail(strict=True, reason="CompilerError: a value drawn in whole vectors, wider than one, lacks its row words")
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, pytest.param(12, marks=WORDS), pytest.param(33, marks=WORDS)])
+def test_messages_of_any_width_are_dropped(width: int) -> None:
+    """The kernel's draws are those of its interpreter; here: forward and backward agree, and the share is right."""
+    small = random_graph(20, 300, 0)
+    x = torch.ones(20, width, requires_grad=True)
+    out, messages = compiled(EdgeDropout(0.5))(x, small.src, small.dst)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+
+    assert_same_numbers(out, row_sum(messages, small.dst, 20))
+    assert_same_numbers(grad, row_sum(messages.detach(), small.src, 20))
+    assert abs(float((messages != 0).float().mean()) - 0.5) * 2 * messages.numel() ** 0.5 < LIMIT
+
+
 @pytest.mark.parametrize("mode", ["eval", "p = 0"])
 def test_no_dropout_is_exact(mode: str) -> None:
     x = features()

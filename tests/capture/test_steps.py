@@ -90,7 +90,6 @@ def test_backwards_in_another_order_than_forwards() -> None:
     assert_same_after(work)
 
 
-@pytest.mark.xfail(strict=True, reason="AOTAutograd's donated buffers are on: its backward refuses retain_graph where it donates")
 def test_graph_is_retained() -> None:
     def work(call: Callable[..., Tensor], model: nn.Module) -> None:
         loss = call(*INPUTS[0]).square().mean()

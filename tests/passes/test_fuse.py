@@ -185,12 +185,26 @@ def combine(name: str, a: Tensor, b: Tensor) -> Tensor:
     return torch.sin(a) + b if name == "sine" else torch.exp(-a.square()) * b
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_layer_matches(seed: int) -> None:
     """Cycles between regions would raise while the graph is sorted; wrong cuts would give other numbers."""
     x, edge_index = node_features(random_graph(23, 140, seed), seed)
 
     assert_matches_eager(RandomLayer(seed), x.detach()[:, :5].clone().requires_grad_(), edge_index, compile=compiled)
+
+
+class MaximumOfWhatGoesOut(nn.Module):
+    """All entries of a row are equal, all of them are the maximum, and they are returned."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+        src = edge_index[0]
+        values = torch.exp(x[src]) * x[src]
+        return row_max(values, src, x.shape[0]), values
+
+
+@pytest.mark.xfail(strict=True, reason="the forward runs unfused, the backward computes the values again in a kernel: other bits, no ties")
+def test_maximum_finds_its_entries_again() -> None:
+    assert_matches_eager(MaximumOfWhatGoesOut(), *node_features(GRAPH, 0), compile=compiled)
 
 
 def test_layer_of_pyg_is_not_known_by_name() -> None:

@@ -7,10 +7,12 @@ from the same random state, and its ordinary gradient is taken.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -75,13 +77,15 @@ class _Function(torch.autograd.Function):
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         result: list[Any] = [None] * len(ctx.inner)
         if pairs:
-            found = torch.autograd.grad(
-                [item for item, _ in pairs],
-                [ctx.inner[number] for number in wanted],
-                [grad for _, grad in pairs],
-                retain_graph=keep,
-                allow_unused=True,
-            )
+            # nothing was donated when the graph was compiled, but AOTAutograd asks for the flag again at run time
+            with torch._functorch.config.patch(donated_buffer=False) if keep else contextlib.nullcontext():
+                found = torch.autograd.grad(
+                    [item for item, _ in pairs],
+                    [ctx.inner[number] for number in wanted],
+                    [grad for _, grad in pairs],
+                    retain_graph=keep,
+                    allow_unused=True,
+                )
             for number, grad in zip(wanted, found, strict=True):
                 result[number] = grad
         if not keep:
