@@ -13,8 +13,9 @@ from torch import Tensor
 
 from plait import graph
 from plait.errors import CompilerError, IndexMapError, ShapeError
-from plait.graph import STRUCTURE, Ordering, StructureCache, content_key, freeze, natural, ordered
+from plait.graph import Ordering, content_key, freeze, natural, ordered
 from plait.native import library
+from plait.structure_cache import STRUCTURE, CacheStats, StructureCache
 
 
 @pytest.fixture(autouse=True)
@@ -441,7 +442,7 @@ def test_hits_misses_and_clear() -> None:
     assert (cache.stats().hits, cache.stats().misses) == (1, 1)
     cache.clear()
 
-    assert cache.stats() == graph.CacheStats(0, 0, 0, 0)
+    assert cache.stats() == CacheStats(0, 0, 0, 0)
 
 
 def test_graphs_that_never_come_back_do_not_fill_the_bound() -> None:

@@ -125,7 +125,7 @@ def test_gradient_is_that_of_the_mask() -> None:
 
 
 def test_gradient_of_edge_weights_is_that_of_the_mask() -> None:
-    """out is linear in the weights: <gradient, weights> = <out, upstream> only if both saw one mask, and a dropped edge gets 0."""
+    """out is linear in the weights: <gradient, weights> = <out, upstream> only if both saw one mask; a dropped edge gets 0."""
     x, call = features(), compiled(AttentionDropout(0.6))
     weight = (torch.rand(GRAPH.num_edges, generator=torch.Generator().manual_seed(2)) + 0.5).requires_grad_()
     upstream = torch.rand(GRAPH.num_nodes, CHANNELS, generator=torch.Generator().manual_seed(1)) + 0.5
@@ -165,7 +165,9 @@ def test_attention_dropout_of_gat_repeats_and_differs() -> None:
     assert (mean - model.eval()(*inputs)).abs().max() < 0.3
 
 
-WORDS = pytest.mark.xfail(strict=True, reason="CompilerError: a value drawn in whole vectors, wider than one, lacks its row words")
+WORDS = pytest.mark.xfail(
+    strict=True, reason="CompilerError: a value drawn in whole vectors, wider than one, lacks its row words"
+)
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, pytest.param(12, marks=WORDS), pytest.param(33, marks=WORDS)])

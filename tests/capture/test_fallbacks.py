@@ -1,4 +1,4 @@
-"""What cannot be compiled runs as PyTorch runs it: the same numbers, one warning with the reason; bad input is a clear error."""
+"""What cannot be compiled runs as PyTorch runs it: the same numbers, one warning with the reason; bad input is an error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def warnings_of(work: Callable[[], object]) -> list[str]:
 def failing_compiler(directory: pathlib.Path) -> str:
     """A compiler that says its version and builds nothing."""
     script = directory / "g++-broken"
-    script.write_text('#!/bin/sh\ncase "$*" in *--version*) echo broken 1.0; exit 0;; esac\necho "error: no more room" >&2\nexit 1\n')
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *--version*) echo broken 1.0; exit 0;; esac\necho "error: no more room" >&2\nexit 1\n'
+    )
     script.chmod(0o755)
     return str(script)
 

@@ -52,7 +52,9 @@ ONE_EDGE = {
     ("gated_range", "one_node_self_loop"),
     ("gated_range", "one_edge"),
 }
-BROKEN = pytest.mark.xfail(strict=True, reason="ProgramError: an edge value read by another region is dense where there is one edge")
+BROKEN = pytest.mark.xfail(
+    strict=True, reason="ProgramError: an edge value read by another region is dense where there is one edge"
+)
 ON_SIZES_0_AND_1 = [
     pytest.param(name, graph, marks=BROKEN if (name, graph) in ONE_EDGE else ())
     for name in (EXACT if IS_THOROUGH else ON_TINY)

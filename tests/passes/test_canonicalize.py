@@ -172,7 +172,11 @@ LEFT: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], str]] = {
         "the index differs between columns",
     ),
     "some columns": (lambda x, i: x.gather(0, i.view(-1, 1).expand(-1, 2)), (X, SRC), "only some of the columns are read"),
-    "padding": (lambda x, i: F.embedding(i, x, padding_idx=2), (X, SRC), "padding_idx or scale_grad_by_freq changes its gradient"),
+    "padding": (
+        lambda x, i: F.embedding(i, x, padding_idx=2),
+        (X, SRC),
+        "padding_idx or scale_grad_by_freq changes its gradient",
+    ),
     "overwriting": (lambda v, i: zeros(v).index_put((i,), v), (VALUES, DST), "it overwrites instead of adding"),
     "broadcast values": (
         lambda v, i: zeros(v).index_put((i,), v[:1], accumulate=True),
@@ -297,7 +301,10 @@ def test_slice_of_everything_is_no_slice() -> None:
     graph_module, _ = rewritten(function, X)
 
     slices = [line for line in text(graph_module.graph).splitlines() if "slice" in line.split(" = ")[-1].split("(")[0]]
-    assert slices == ["slice_2 = aten.slice.Tensor(x, 0, 1, 9223372036854775807)", "slice_3 = aten.slice.Tensor(x, 0, 0, 9223372036854775807, 2)"]
+    assert slices == [
+        "slice_2 = aten.slice.Tensor(x, 0, 1, 9223372036854775807)",
+        "slice_3 = aten.slice.Tensor(x, 0, 0, 9223372036854775807, 2)",
+    ]
     assert_same_law(graph_module, function, (X,))
 
 

@@ -105,7 +105,13 @@ def test_views_of_the_other_axes_keep_rows() -> None:
     def function(x: Tensor, src: Tensor) -> dict[str, Tensor]:
         messages = x.index_select(0, src)
         heads = messages.view(-1, 1, 3).expand(-1, 2, 3).transpose(1, 2)
-        return {"heads": heads, "one": heads[:, 0], "column": messages[:, 1:2], "inner": messages.sum(-1), "all": messages.sum(0)}
+        return {
+            "heads": heads,
+            "one": heads[:, 0],
+            "column": messages[:, 1:2],
+            "inner": messages.sum(-1),
+            "all": messages.sum(0),
+        }
 
     domains, named, _ = inferred(function, X, SRC)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+
 import pytest
 import torch
 import torch_geometric.nn as pyg
@@ -202,7 +203,9 @@ class MaximumOfWhatGoesOut(nn.Module):
         return row_max(values, src, x.shape[0]), values
 
 
-@pytest.mark.xfail(strict=True, reason="the forward runs unfused, the backward computes the values again in a kernel: other bits, no ties")
+@pytest.mark.xfail(
+    strict=True, reason="the forward runs unfused, the backward computes the values again in a kernel: other bits, no ties"
+)
 def test_maximum_finds_its_entries_again() -> None:
     assert_matches_eager(MaximumOfWhatGoesOut(), *node_features(GRAPH, 0), compile=compiled)
 
@@ -217,4 +220,6 @@ def test_layer_of_pyg_is_not_known_by_name() -> None:
     renamed = record_of(Case(lambda: Renamed(12, 8, heads=4), node_features).model(), node_features(GRAPH, 0))
     known = record_of(CASES["GATConv_4_heads"].model(), node_features(GRAPH, 0))
 
-    assert [str(item.outputs) for item in renamed.programs["forward"]] == [str(item.outputs) for item in known.programs["forward"]]
+    assert [str(item.outputs) for item in renamed.programs["forward"]] == [
+        str(item.outputs) for item in known.programs["forward"]
+    ]

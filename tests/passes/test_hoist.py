@@ -202,5 +202,7 @@ def test_a_batch_of_two_products_shares_what_it_can() -> None:
     graph_module, moved = hoisted(function, *inputs)
 
     assert len(moved) == 2
-    assert all(value(node).shape[1] in (K, 5) for node in graph_module.graph.find_nodes(op="call_function", target=aten.mm.default))
+    assert all(
+        value(node).shape[1] in (K, 5) for node in graph_module.graph.find_nodes(op="call_function", target=aten.mm.default)
+    )
     assert_same_law(graph_module, function, inputs)

@@ -12,9 +12,9 @@ import torch_geometric.nn as pyg
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from plait import graph
 from plait.capture.launch import StructureCall
 from plait.passes.structure import Structure, merge_equal, own_maps, split_structure
+from plait.structure_cache import STRUCTURE
 from tests.awkward import random_graph
 from tests.capture.compiled import captures, compiled
 from tests.capture.conftest import fresh_dynamo  # noqa: F401 - a fixture for the compiled models below
@@ -64,7 +64,9 @@ def test_self_loops_degrees_and_normalisation_are_cut_out() -> None:
     graph_module, structure = split(normalised, X, EDGE_INDEX, LABELS)
 
     assert structure is not None
-    assert {"aten.arange", "aten.cat", "aten.rsqrt", "aten.full"} <= {name.split(".start")[0] for name in targets(structure.module.graph)}
+    assert {"aten.arange", "aten.cat", "aten.rsqrt", "aten.full"} <= {
+        name.split(".start")[0] for name in targets(structure.module.graph)
+    }
     assert {"aten.rsqrt", "aten.cat", "aten.arange.default"}.isdisjoint(targets(graph_module.graph))
     assert targets(graph_module.graph).count("plait.segment_reduce") == 1
     assert_same_numbers(graph_module(X, EDGE_INDEX, LABELS)[0], normalised(X, EDGE_INDEX, LABELS))
@@ -251,10 +253,10 @@ def test_structure_is_computed_once_for_a_graph_that_does_not_change() -> None:
     x, edge_index = node_features(random_graph(31, 201, 3), 0)
     with captures() as records:
         model(x, edge_index).sum().backward()
-    before = graph.STRUCTURE.stats()
+    before = STRUCTURE.stats()
     for _ in range(3):
         model(x, edge_index.clone()).sum().backward()
-    after = graph.STRUCTURE.stats()
+    after = STRUCTURE.stats()
 
     assert records[0].structure
     assert after.misses == before.misses

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from plait import graph, memory
+from plait import memory
 from plait.capture.backend import plait_backend
 from plait.config import Options, environment
 from plait.native import cache
+from plait.structure_cache import STRUCTURE
 
 FLAGS = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": True}
 
@@ -46,5 +47,5 @@ def _with_flags(compiled: Callable[..., Any]) -> Callable[..., Any]:
 def clear_cache() -> None:
     """Forgets everything kept between runs and steps: built kernels on disk, graph structure and idle buffers in memory."""
     cache.clear()
-    graph.STRUCTURE.clear()
+    STRUCTURE.clear()
     memory.clear()

@@ -17,6 +17,7 @@ from plait.errors import CompilerError, IndexMapError
 from plait.ir.interpret import interpret
 from plait.ir.ops import Uniform
 from plait.ir.program import Program, Space
+from plait.structure_cache import STRUCTURE
 
 log = logging.getLogger("plait")
 
@@ -109,7 +110,7 @@ class StructureCall:
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
         key = ("structure", self.code, tuple(graph.content_key(item) if isinstance(item, Tensor) else item for item in inputs))
-        found = graph.STRUCTURE.get(key)
+        found = STRUCTURE.get(key)
         if found is not None:
             return found  # type: ignore[no-any-return]
         # normal tensors even under inference_mode: a training step may find them next
@@ -117,7 +118,7 @@ class StructureCall:
             values = self.module(*inputs)
         result = tuple(_private(item, inputs) if isinstance(item, Tensor) else item for item in values)
         num_bytes = sum(item.untyped_storage().nbytes() for item in result if isinstance(item, Tensor))
-        graph.STRUCTURE.put(key, result, num_bytes)
+        STRUCTURE.put(key, result, num_bytes)
         return result
 
 

@@ -1,2 +1,5 @@
-from plait.codegen.kernel import Kernel as Kernel
-from plait.codegen.kernel import compile_programs as compile_programs
+"""From a `Program` to C++ and back to a callable: `compile_programs` makes kernels, `Kernel` launches one."""
+
+from plait.codegen.kernel import Kernel, compile_programs
+
+__all__ = ["Kernel", "compile_programs"]

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 
 from plait.codegen import expr
-from plait.codegen.edges import STRAIGHT, PassPrinter, indent
-from plait.codegen.loops import mark, roll
+from plait.codegen.edges import STRAIGHT, PassPrinter
+from plait.codegen.loops import indent, mark, roll
 from plait.codegen.schedule import Schedule, after_total, identifier, is_stored_reduction, levels_of
 from plait.codegen.target import power_of_two_below
 from plait.codegen.values import Lanes, Place, Values, lane_tiles

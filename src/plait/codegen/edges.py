@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from plait.codegen import expr
-from plait.codegen.loops import mark, plain, roll
+from plait.codegen.loops import indent, mark, plain, roll, tile_groups
 from plait.codegen.schedule import Pass, Sink, num_reduced
 from plait.codegen.values import Lanes, Place, Values
 from plait.codegen.views import reduced_run
@@ -412,32 +412,6 @@ class PassPrinter:
             lines.append(f"const char* const {name} = (const char*)({pointer} + {row} + {mark(first)});")
             lines += [f"__builtin_prefetch({name} + {64 * line});" for line in range(count)]
         return lines
-
-
-def tile_groups(count: int, run: int, size: int) -> list[list[int]]:
-    """Numbers of tiles that are accumulated together: groups that look alike stand beside each other.
-
-    Tiles come in runs (one per last axis). Long runs are cut; short ones are put together.
-
-    >>> tile_groups(6, 3, 2)
-    [[0, 1], [3, 4], [2], [5]]
-    """
-    if run <= size:
-        whole = size // run * run
-        return [list(range(first, min(first + whole, count))) for first in range(0, count, whole)]
-    starts = range(0, count, run)
-    groups: list[list[int]] = []
-    rest: list[list[int]] = []
-    for start in starts:
-        for first in range(0, run, size):
-            group = list(range(start + first, start + min(first + size, run)))
-            (groups if len(group) == size else rest).append(group)
-    return groups + rest
-
-
-def indent(lines: Sequence[str]) -> list[str]:
-    """The lines two columns to the right."""
-    return ["  " + line if not line.startswith("#") else line for line in lines]
 
 
 def _reduce(sink: Sink) -> Reduce:

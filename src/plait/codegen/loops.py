@@ -69,3 +69,29 @@ def _loop(texts: list[str], counter: str) -> list[str]:
     lines = [f"static const i32 {name}[] = {{{', '.join(map(str, column))}}};" for column, name in tables.items()]
     lines += [f"for (i64 {counter} = 0; {counter} < {len(texts)}; ++{counter}) {{", *("  " + line for line in body), "}"]
     return ["{", *("  " + line for line in lines), "}"] if tables else lines
+
+
+def tile_groups(count: int, run: int, size: int) -> list[list[int]]:
+    """Numbers of tiles that are accumulated together: groups that look alike stand beside each other.
+
+    Tiles come in runs (one per last axis). Long runs are cut; short ones are put together.
+
+    >>> tile_groups(6, 3, 2)
+    [[0, 1], [3, 4], [2], [5]]
+    """
+    if run <= size:
+        whole = size // run * run
+        return [list(range(first, min(first + whole, count))) for first in range(0, count, whole)]
+    starts = range(0, count, run)
+    groups: list[list[int]] = []
+    rest: list[list[int]] = []
+    for start in starts:
+        for first in range(0, run, size):
+            group = list(range(start + first, start + min(first + size, run)))
+            (groups if len(group) == size else rest).append(group)
+    return groups + rest
+
+
+def indent(lines: Sequence[str]) -> list[str]:
+    """The lines two columns to the right."""
+    return ["  " + line if not line.startswith("#") else line for line in lines]
