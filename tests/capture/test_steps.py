@@ -309,9 +309,6 @@ class Dropped(nn.Module):
         return row_sum(messages, dst, x.shape[0]), messages
 
 
-@pytest.mark.xfail(
-    strict=True, reason="CompilerError: a kernel whose total and edge output both read the draws lacks their words"
-)
 def test_gradient_of_a_gradient_has_the_mask_of_the_forward() -> None:
     x, edge_index = INPUTS[0]
     x = x.detach().clone().requires_grad_()

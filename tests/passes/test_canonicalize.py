@@ -185,10 +185,10 @@ LEFT: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], str]] = {
     ),
     "alpha": (lambda v, i: zeros(v).index_add(0, i, v, alpha=2.0), (VALUES, DST), "alpha is not 1"),
     "columns added": (lambda v, i: torch.zeros(E, N).index_add(1, i[:C], v), (VALUES, DST), "not a sum of rows"),
-    "mean": (
-        lambda v, i: zeros(v).scatter_reduce(0, spread(i, v), v, "mean"),
+    "mean onto values": (
+        lambda v, i: (v[:N] * 2).scatter_reduce(0, spread(i, v), v, "mean"),
         (VALUES, DST),
-        "scatter_reduce 'mean' with include_self=True is not fused",
+        "a mean onto something else than zeros",
     ),
     "product": (
         lambda v, i: zeros(v).scatter_reduce(0, spread(i, v), v, "prod"),
@@ -235,13 +235,25 @@ def test_reason_says_where_in_the_model() -> None:
     assert line == "aten.index_put.default: it overwrites instead of adding (at model.py:42: out[index] = values)"
 
 
+@pytest.mark.parametrize("include_self", [True, False])
+def test_mean_is_a_sum_over_a_count(include_self: bool) -> None:
+    def function(values: Tensor, index: Tensor) -> Tensor:
+        return zeros(values).scatter_reduce(0, spread(index, values), values, "mean", include_self=include_self)
+
+    graph_module, reasons = rewritten(function, VALUES, DST)
+
+    assert not reasons
+    assert "scatter_reduce" not in str(graph_module.graph)
+    assert_same_law(graph_module, function, (VALUES, DST))
+
+
 def test_sum_that_leaves_its_start_out_is_not_a_sum() -> None:
     def function(values: Tensor, index: Tensor) -> Tensor:
         return torch.ones(N, C).scatter_reduce(0, spread(index, values), values, "sum", include_self=False)
 
     graph_module, reasons = rewritten(function, VALUES, DST)
 
-    assert any("include_self=False is not fused" in line for line in reasons)
+    assert any("not a constant that can be added to" in line for line in reasons)
     assert_same_law(graph_module, function, (VALUES, DST))
 
 

@@ -88,7 +88,7 @@ def test_plan_names_what_is_computed_again() -> None:
 
     (record,) = records
     assert any("leaky_relu" in name for name in record.recomputed)
-    assert not set(record.recomputed) & set(record.cached)
+    assert not any(name.startswith("mm") for name in record.recomputed)
 
 
 def test_forward_without_gradient_keeps_nothing() -> None:
