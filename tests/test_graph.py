@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plait import graph
+from plait import graph, structure_cache
 from plait.errors import CompilerError, IndexMapError, ShapeError
 from plait.graph import Ordering, content_key, freeze, natural, ordered
 from plait.native import library
@@ -487,7 +487,7 @@ def test_a_graph_that_changes_at_every_step_grows_nothing(monkeypatch: pytest.Mo
 
     assert STRUCTURE.stats().bytes <= 100_000
     assert len(graph._SORTS) <= STRUCTURE.stats().entries
-    assert len(STRUCTURE._ghosts) <= graph._NUM_GHOSTS
+    assert len(STRUCTURE._ghosts) <= structure_cache._NUM_GHOSTS
     assert len(graph._FROZEN) == frozen
 
 
