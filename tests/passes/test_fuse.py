@@ -203,9 +203,6 @@ class MaximumOfWhatGoesOut(nn.Module):
         return row_max(values, src, x.shape[0]), values
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the forward runs unfused, the backward computes the values again in a kernel: other bits, no ties"
-)
 def test_maximum_finds_its_entries_again() -> None:
     assert_matches_eager(MaximumOfWhatGoesOut(), *node_features(GRAPH, 0), compile=compiled)
 

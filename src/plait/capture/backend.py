@@ -14,6 +14,7 @@ from torch._functorch.partitioners import default_partition
 from torch.fx import Graph, GraphModule
 
 from plait import graph as graph_structure
+from plait import operators
 from plait.capture.assemble import assemble, is_fusable
 from plait.capture.record import Record, new_record
 from plait.capture.region import Region
@@ -136,15 +137,30 @@ def partition(
     """Splits the joint graph of forward and backward; edge values are computed again, kernels of both are planned together."""
     graph = joint.graph
     _run_passes(joint, pipeline.JOINT, record)
-    domains = domains_pass.infer(graph)
-    structure = set(structural_nodes(graph))
+    spare = copy_graph(graph)
     if record.wants("recompute"):
+        domains = domains_pass.infer(graph)
+        structure = set(structural_nodes(graph))
         plan = recompute_edges(graph, num_fwd_outputs, domains, lambda node: is_fusable(node) and node not in structure)
         record.recomputed.extend(plan.recomputed)
     forward, backward = default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
-    return (
-        assemble(forward, "forward", record, num_returned=num_fwd_outputs),
-        assemble(backward, "backward", record, num_returned=_ALL),
+    forward = assemble(forward, "forward", record, num_returned=num_fwd_outputs)
+    if record.recomputed and has_extremum(forward.graph):
+        # its gradient compares entries with the result bit by bit: what no kernel computed must not be computed again by one
+        record.note("a maximum or minimum stays outside of the kernels: edge values are kept, not recomputed")
+        record.recomputed.clear()
+        kwargs.pop("static_lifetime_input_nodes", None)  # nodes of the graph that was cut just now
+        forward, backward = default_partition(GraphModule(joint, spare), inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        forward = assemble(forward, "forward", record, num_returned=num_fwd_outputs)
+    return forward, assemble(backward, "backward", record, num_returned=_ALL)
+
+
+def has_extremum(graph: Graph) -> bool:
+    """Whether a maximum or minimum over rows runs as an operator of its own."""
+    return any(
+        node.target is operators.segment_reduce and node.args[3] in ("max", "min")
+        for node in graph.nodes
+        if node.op == "call_function"
     )
 
 
