@@ -187,7 +187,6 @@ def test_unknown_operator_runs_in_the_middle_of_the_rest(name: str) -> None:
     ("name", "operator"),
     [("lgamma", "aten.lgamma"), ("sort along the edges", "aten.sort"), ("cumsum along the edges", "aten.cumsum")],
 )
-@pytest.mark.xfail(strict=True, reason="what reads edges that a kernel made is no edge value any more when the notes are taken")
 def test_reason_of_what_runs_unfused_is_recorded(name: str, operator: str) -> None:
     x = INPUTS[0].detach()
     with captures() as records:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +24,12 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "edge_conv": lambda: pyg.EdgeConv(nn.Linear(24, 8), aggr="max"),
 }
 each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def symbolic_floats(fresh_dynamo: None) -> Iterator[None]:
+    with torch._dynamo.config.patch(specialize_float=False):
+        yield
 
 
 def layer(name: str) -> nn.Module:
@@ -88,7 +94,7 @@ def test_new_size_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 class TwoLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = pyg.GATConv(12, 8, heads=2, dropout=0.3), pyg.GCNConv(16, 5)
+        self.first, self.second = pyg.GATConv(12, 8, heads=2, dropout=0.3, add_self_loops=False), pyg.SAGEConv(16, 5)
         self.norm = nn.BatchNorm1d(16)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:

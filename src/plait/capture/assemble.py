@@ -58,6 +58,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
         record.dump(f"{direction}_structure", structure.module.print_readable(print_output=False))
         record.structure.extend(node.name for node in structure.outputs)
         record.structural.extend(describe(node) for node in structure.outputs if is_tensor(node))
+    edge_work = _edge_work(graph)
     launches: list[Launch] = []
     if record.wants("edge_regions"):
         launches += _fuse(graph, find_edge_regions, direction, record, 0)
@@ -67,7 +68,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     record.launches[direction] = launches
     if direction == "forward":
         record.kept = kept_values(graph, num_returned)
-    _note_leftovers(graph, direction, record)
+    _note_leftovers(graph, edge_work, direction, record)
     if record.rest == "inductor":
         gm.recompile()
         gm = compile_rest(gm, record)
@@ -194,15 +195,24 @@ def _num_edges(edit: Editor, region: Region, lowered: Lowered) -> Any:
     raise UnsupportedError("a region whose number of edges is unknown")
 
 
-def _note_leftovers(graph: Graph, direction: str, record: Record) -> None:
-    """Edge work that stayed outside of every kernel, by operator."""
+def _edge_work(graph: Graph) -> set[Node]:
+    """Operators that make or read edge values. Found before kernels are put in: their results belong to no domain."""
     domains = domains_pass.infer(graph)
+
+    def is_edge(node: Node) -> bool:
+        return is_tensor(node) and not is_integral(node) and domains.is_edge(node)
+
+    return {node for node in graph.nodes if _is_work(node) and any(map(is_edge, (node, *node.all_input_nodes)))}
+
+
+def _note_leftovers(graph: Graph, edge_work: set[Node], direction: str, record: Record) -> None:
+    """Edge work that stayed outside of every kernel, by operator."""
     counts: dict[str, int] = {}
     for node in graph.nodes:
         if node.name in record.left and not is_integral(node):
             record.note(f"{direction}: {record.left[node.name]}")
-        if node.op == "call_function" and is_tensor(node) and domains.is_edge(node) and _is_work(node):
-            if value(node).dtype in _NARROW_FLOATS:
+        if node in edge_work:
+            if is_tensor(node) and value(node).dtype in _NARROW_FLOATS:
                 name = str(value(node).dtype).removeprefix("torch.")
                 record.fall_back("fuse", f"work on edges in {name} is not compiled; kernels know float32 and float64")
             counts[str(node.target)] = counts.get(str(node.target), 0) + 1

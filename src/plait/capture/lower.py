@@ -179,6 +179,9 @@ def lower(region: Region, domains: Domains, name: str) -> Lowered:
         result = state.values[node]
         if result.type.space is Space.ROW and domains.of(node) is region.domain:
             raise UnsupportedError(f"{node.name} is the same for all edges of a row and is wanted per edge")
+        if result.type.space is Space.DENSE and node not in region.totals:
+            # where there is one edge, statically: its values look like weights
+            raise UnsupportedError(f"{node.name} is made of values of one row, which nothing tells from weights")
         outputs.append(Output(_identifier(node.name), result))
     return _pruned(state, tuple(outputs), name)
 
