@@ -12,7 +12,7 @@ import torch
 def fresh_dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Dynamo keeps what it compiled by code object: without a reset, layers of other tests fill its limit of 8.
 
-    With dynamic=True a slope of leaky_relu is symbolic at first, and Dynamo reads the whole model again, twice, when it is made a
+    With dynamic=True a slope of leaky_relu is symbolic at first, and Dynamo reads the model again, twice, when it is made a
     number: half the time of these tests. `test_shapes` covers Dynamo as it is.
     """
     monkeypatch.setenv("PLAIT_STRICT", "1")
