@@ -18,7 +18,9 @@ ENTRY_TOLERANCE = 1e-3
 # Where two candidates of a maximum differ by less than rounding, another one may win, and its gradient goes elsewhere: one such
 # flip moves a whole row of a weight gradient. Such layers are judged by the norm of the difference. EdgeConv on 20 k nodes and
 # 1 M edges: eager float32 is 3e-4 of the norm away from eager float64, plait 6e-4; a wrong gradient is 1e-1 and more.
-ARGMAX_NORM = 5e-3
+# The slope of a leaky ReLU flips where its operand is 0 but for rounding: of 4 M edges with 4 heads that happens to one or two,
+# and their gradients are others (GAT: Inductor and plait differ from eager in the same single entry).
+ALLOWED_NORM = {"": 0.0, "slope": 1e-4, "argmax": 5e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Deviation:
 
 def compare_files(expected: pathlib.Path, got: pathlib.Path, model: str) -> Deviation:
     """The worst deviation over all tensors; one that is missing counts as wrong."""
-    allowed = ARGMAX_NORM if find_layer(model).has_argmax else 0.0
+    allowed = ALLOWED_NORM[find_layer(model).kink]
     found: list[Deviation] = []
     with np.load(expected) as reference, np.load(got) as mine:
         for name in reference.files:

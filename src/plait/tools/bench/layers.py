@@ -26,37 +26,38 @@ HEADS = 4
 class Layer:
     """make(in, out) gives the layer.
 
-    has_argmax: rounding may choose another of two nearly equal values, so the check is looser.
+    kink: where rounding may take a gradient to another place, so that the check looks at norms: "slope" (leaky ReLU of a value
+    near 0), "argmax" (a maximum of nearly equal values), or "".
     """
 
     make: Callable[[int, int], nn.Module]
     has_edge_position: bool = False
-    has_argmax: bool = False
+    kink: str = ""
 
 
-def _heads(layer: type[nn.Module], **options: object) -> Layer:
+def _heads(layer: type[nn.Module], *, kink: str = "slope", **options: object) -> Layer:
     """4 heads where the width can be shared, else one."""
 
     def make(width_in: int, width_out: int) -> nn.Module:
         heads = HEADS if width_out % HEADS == 0 else 1
         return layer(width_in, width_out // heads, heads=heads, **options)
 
-    return Layer(make=make)
+    return Layer(make=make, kink=kink)
 
 
 LAYERS: Mapping[str, Layer] = {
     "gcn": Layer(make=lambda a, b: pyg.GCNConv(a, b)),
     "gcn_plain": Layer(make=lambda a, b: pyg.GCNConv(a, b, normalize=False, add_self_loops=False)),
     "sage": Layer(make=lambda a, b: pyg.SAGEConv(a, b)),
-    "sage_max": Layer(make=lambda a, b: pyg.SAGEConv(a, b, aggr="max"), has_argmax=True),
+    "sage_max": Layer(make=lambda a, b: pyg.SAGEConv(a, b, aggr="max"), kink="argmax"),
     "gin": Layer(make=lambda a, b: pyg.GINConv(nn.Linear(a, b))),
     "gat": _heads(pyg.GATConv),
     "gat_plain": _heads(pyg.GATConv, add_self_loops=False),
     "gatv2": _heads(pyg.GATv2Conv),
     "gatv2_plain": _heads(pyg.GATv2Conv, add_self_loops=False),
     "gmm": Layer(make=lambda a, b: pyg.GMMConv(a, b, dim=2, kernel_size=MONET_KERNELS), has_edge_position=True),
-    "edgeconv": Layer(make=lambda a, b: pyg.EdgeConv(nn.Linear(2 * a, b), aggr="max"), has_argmax=True),
-    "transformer": _heads(pyg.TransformerConv),
+    "edgeconv": Layer(make=lambda a, b: pyg.EdgeConv(nn.Linear(2 * a, b), aggr="max"), kink="argmax"),
+    "transformer": _heads(pyg.TransformerConv, kink=""),
     "resgated": Layer(make=lambda a, b: pyg.ResGatedGraphConv(a, b)),
 }
 
