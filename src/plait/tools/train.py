@@ -24,6 +24,7 @@ from plait.tools.curves import draw_curves
 from plait.tools.data import GraphData, SourceOptions, load
 from plait.tools.engines import compile_with
 from plait.tools.models import ModelSpec, NodeClassifier, edge_inputs
+from plait.tools.train_sampled import LoaderSpec, SampledEpochs
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class TrainOptions:
     data: str = "digits"
     source: SourceOptions = field(default_factory=SourceOptions)
     model: ModelSpec = field(default_factory=ModelSpec)
+    loader: LoaderSpec = field(default_factory=LoaderSpec)
     engine: str = "plait"
     epochs: int = 200
     patience: int = 50
@@ -57,6 +59,7 @@ class TrainOptions:
             raise OptionError(f"lr: expected a positive number, got {self.lr}")
         if self.threads is not None and self.threads < 1:
             raise OptionError(f"threads: expected at least 1, got {self.threads}")
+        self.loader.fanouts(self.model.layers)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit; a run may resume with more epochs or another engine."""
@@ -145,7 +148,12 @@ class _Run:
     """The state of a training run: model, optimizer, what has happened so far."""
 
     def __init__(
-        self, options: TrainOptions, graph: GraphData, model: nn.Module, compiled: nn.Module, optimizer: torch.optim.Optimizer
+        self,
+        options: TrainOptions,
+        graph: GraphData,
+        model: NodeClassifier,
+        compiled: nn.Module,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         self.options = options
         self.graph = graph
@@ -153,6 +161,9 @@ class _Run:
         self.compiled = compiled
         self.optimizer = optimizer
         self.inputs: tuple[Tensor, ...] = (graph.x, *edge_inputs(options.model, graph.edge_index, graph.num_nodes))
+        self.sampled: SampledEpochs | None = None
+        if options.loader.kind == "neighbor":
+            self.sampled = SampledEpochs(options.loader, options.model, graph, options.seed, model, options.engine)
         self.history: list[Epoch] = []
         self.best: Epoch | None = None
 
@@ -163,8 +174,10 @@ class _Run:
         optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
         return _Run(options, graph, model, compile_with(options.engine, model), optimizer)
 
-    def step(self) -> float:
-        """Forward, backward, update; the loss before the update."""
+    def step(self, after_batch: Callable[[], None] = lambda: None) -> float:
+        """Forward, backward, update; the loss before the update. With sampled batches all of an epoch, and the mean loss."""
+        if self.sampled is not None:
+            return self.sampled.run(self.optimizer, after_batch)
         self.compiled.train()
         self.optimizer.zero_grad(set_to_none=True)
         part = self.graph.train_idx
@@ -184,20 +197,25 @@ class _Run:
     def epochs(self, out: pathlib.Path) -> Iterator[Epoch]:
         """Runs the epochs that are left, saving the best and, now and then, the last."""
         saved_at = time.perf_counter()
-        while len(self.history) < self.options.epochs and not self.is_stale():
-            epoch = self._epoch()
-            self.add(epoch)
-            if self.best is epoch:
-                _write_checkpoint(out / "best.pt", self.state())
+
+        def save_now_and_then() -> None:
+            nonlocal saved_at
             if time.perf_counter() - saved_at > SAVE_EVERY_S:
                 _write_checkpoint(out / "last.pt", self.state())
                 saved_at = time.perf_counter()
+
+        while len(self.history) < self.options.epochs and not self.is_stale():
+            epoch = self._epoch(save_now_and_then)
+            self.add(epoch)
+            if self.best is epoch:
+                _write_checkpoint(out / "best.pt", self.state())
+            save_now_and_then()
             yield epoch
         _write_checkpoint(out / "last.pt", self.state())
 
-    def _epoch(self) -> Epoch:
+    def _epoch(self, after_batch: Callable[[], None]) -> Epoch:
         start = time.perf_counter()
-        loss = self.step()
+        loss = self.step(after_batch)
         stepped = time.perf_counter()
         scores = self.scores()
         val = self.graph.val_idx
@@ -232,6 +250,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "history": [dataclasses.asdict(epoch) for epoch in self.history],
+            "sampled": self.sampled.state() if self.sampled else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -245,6 +264,8 @@ class _Run:
         torch.set_rng_state(state["random"])
         for epoch in state["history"]:
             self.add(Epoch(**epoch))
+        if self.sampled:
+            self.sampled.restore(state["sampled"])
 
 
 def _summarise(run: _Run, out: pathlib.Path, loaded_bytes: int) -> Summary:
