@@ -277,3 +277,134 @@ MADE_UP: dict[str, Case] = {
 }
 
 CASES: dict[str, Case] = {**LAYERS, **PLAIN, **MADE_UP}
+
+# --- written on edges: what could be computed once per node is computed once per edge ------------------------------------
+
+
+class NaiveGAT(nn.Module):
+    """Attention with both ends' rows side by side per edge: a sum of products, a product with flattened heads, or einsum."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+        self.lin = nn.Linear(F, 2 * C)
+        self.att = nn.Parameter(torch.randn(1, 2, 2 * C) / C)
+        self.flat = nn.Parameter(torch.randn(4 * C, 2) / C)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        src, dst = edge_index
+        h = self.lin(x).view(-1, 2, C)
+        both = torch.cat([h[dst], h[src]], dim=-1)
+        if self.spelling == "sum":
+            score = (both * self.att).sum(-1)
+        elif self.spelling == "matmul":
+            score = torch.cat([h[dst].flatten(1), h[src].flatten(1)], dim=-1) @ self.flat
+        else:
+            score = torch.einsum("ehc,hc->eh", both, self.att[0])
+        weight = row_softmax(nn.functional.leaky_relu(score, 0.2), dst, x.shape[0])
+        return row_sum(h[src] * weight.unsqueeze(-1), dst, x.shape[0]).flatten(1)
+
+
+class NaiveMixture(nn.Module):
+    """A Gaussian mixture per edge, with the neighbour's row multiplied on every edge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(F, 3 * C) / F)
+        self.mean = nn.Parameter(torch.rand(3, MIXTURE_DIM))
+
+    def forward(self, x: Tensor, edge_index: Tensor, pseudo: Tensor) -> Tensor:
+        src, dst = edge_index
+        gaussian = (-2.0 * (pseudo.unsqueeze(1) - self.mean).square()).sum(-1).exp()
+        messages = (x[src] @ self.weight).view(-1, 3, C) * gaussian.unsqueeze(-1)
+        return row_sum(messages.sum(1), dst, x.shape[0])
+
+
+class MessageMLP(nn.Module):
+    """Two linear layers around an activation on every edge, then a sum, a mean or a maximum."""
+
+    def __init__(self, aggregation: str, *, num_edge_features: int = 0) -> None:
+        super().__init__()
+        self.aggregation = aggregation
+        self.first = nn.Linear(2 * F + num_edge_features, C)
+        self.second = nn.Linear(C, C)
+
+    def forward(self, x: Tensor, edge_index: Tensor, *edge_features: Tensor) -> Tensor:
+        src, dst = edge_index
+        own, other = x[dst], x[src]
+        messages = self.second(torch.relu(self.first(torch.cat([own, other - own, *edge_features], dim=-1))))
+        if self.aggregation == "max":
+            return row_max(messages, dst, x.shape[0])
+        total = row_sum(messages, dst, x.shape[0])
+        if self.aggregation == "sum":
+            return total
+        return total / row_sum(torch.ones_like(messages[:, :1]), dst, x.shape[0]).clamp(min=1.0)
+
+
+class Aggregators(nn.Module):
+    """A linear layer of both ends on edges, reduced in four ways and scaled by the degree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pre, self.post = nn.Linear(2 * F, C), nn.Linear(4 * C, C)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        src, dst = edge_index
+        num_nodes = x.shape[0]
+        messages = self.pre(torch.cat([x[dst], x[src]], dim=-1))
+        count = row_sum(torch.ones_like(messages[:, :1]), dst, num_nodes)
+        mean = row_sum(messages, dst, num_nodes) / count.clamp(min=1.0)
+        variance = row_sum((messages - mean[dst]).square(), dst, num_nodes) / count.clamp(min=1.0)
+        reduced = [mean, row_max(messages, dst, num_nodes), -row_max(-messages, dst, num_nodes), (variance + 0.1).sqrt()]
+        return self.post(torch.cat(reduced, dim=-1) * (count + 1.0).log())
+
+
+class Gated(nn.Module):
+    """A gate and a message from both ends and the edge's features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 2 * F + MIXTURE_DIM
+        self.gate, self.message = nn.Linear(width, C), nn.Linear(width, C)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        src, dst = edge_index
+        z = torch.cat([x[dst], x[src], edge_attr], dim=-1)
+        return row_sum(torch.sigmoid(self.gate(z)) * nn.functional.softplus(self.message(z)), dst, x.shape[0])
+
+
+class WeightedBefore(nn.Module):
+    """Neighbours scaled per edge, then a linear layer, all on edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(F, C, bias=False)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+        src, dst = edge_index
+        return row_max(self.lin(edge_weight.unsqueeze(-1) * x[src]), dst, x.shape[0])
+
+
+ON_EDGES: dict[str, Case] = {
+    "naive_gat_sum": Case(lambda: NaiveGAT("sum"), node_features),
+    "naive_gat_matmul": Case(lambda: NaiveGAT("matmul"), node_features),
+    "naive_gat_einsum": Case(lambda: NaiveGAT("einsum"), node_features),
+    "naive_mixture": Case(NaiveMixture, with_pseudo),
+    "edge_conv_mlp": Case(
+        lambda: pyg.EdgeConv(nn.Sequential(nn.Linear(2 * F, C), nn.ReLU(), nn.Linear(C, C)), aggr="add"), node_features
+    ),
+    "edge_conv_mlp_mean": Case(
+        lambda: pyg.EdgeConv(nn.Sequential(nn.Linear(2 * F, C), nn.Tanh(), nn.Linear(C, C)), aggr="mean"), node_features
+    ),
+    "edge_conv_mlp_max": Case(
+        lambda: pyg.EdgeConv(nn.Sequential(nn.Linear(2 * F, C), nn.ReLU(), nn.Linear(C, C)), aggr="max"), node_features
+    ),
+    "message_mlp_sum": Case(lambda: MessageMLP("sum"), node_features),
+    "message_mlp_mean": Case(lambda: MessageMLP("mean"), node_features),
+    "message_mlp_max": Case(lambda: MessageMLP("max"), node_features),
+    "message_mlp_edge_features": Case(lambda: MessageMLP("sum", num_edge_features=MIXTURE_DIM), with_pseudo),
+    "aggregators": Case(Aggregators, node_features),
+    "gated": Case(Gated, with_pseudo),
+    "cg_conv": Case(lambda: pyg.CGConv(F, dim=MIXTURE_DIM), with_pseudo),
+    "weighted_before": Case(WeightedBefore, with_edge_weight),
+}

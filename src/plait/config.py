@@ -11,6 +11,7 @@ from typing import Any
 from plait.errors import OptionError
 
 RESTS = ("eager", "inductor")
+ORDERS = ("auto", "as_written", "first", "behind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +19,22 @@ class Options:
     """What `torch.compile(model, backend="plait", options={...})` and `plait.compile(model, ...)` accept.
 
     rest: who runs what is not fused, "eager" or "inductor".
+    order: where products with weights stand to propagations, A (X W) or (A X) W: "auto" (what costs less on this machine),
+    "as_written", "first" (products before), "behind".
     stop_after: name of the last graph pass to run, for debugging; None runs them all.
     strict: a fallback is an error; None means what PLAIT_STRICT says.
     """
 
     rest: str = "eager"
+    order: str = "auto"
     stop_after: str | None = None
     strict: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.rest not in RESTS:
-            raise OptionError(f"rest: expected one of {', '.join(map(repr, RESTS))}, got {self.rest!r}")
+        for name, valid in (("rest", RESTS), ("order", ORDERS)):
+            given = getattr(self, name)
+            if given not in valid:
+                raise OptionError(f"{name}: expected one of {', '.join(map(repr, valid))}, got {given!r}")
 
     @staticmethod
     def parse(given: dict[str, Any]) -> Options:

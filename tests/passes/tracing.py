@@ -13,7 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from plait.passes.canonicalize import canonicalize, materialize_fills
-from plait.passes.edit import value
+from plait.passes.domains import Domains, infer
+from plait.passes.edit import aten, value
 from plait.passes.structure import merge_equal
 from tests.check import assert_same_numbers
 
@@ -46,6 +47,33 @@ def canonical(function: Callable[..., Any], *inputs: Any) -> GraphModule:
     merge_equal(graph_module.graph)
     graph_module.recompile()
     return graph_module
+
+
+Law = Callable[[Graph, Domains], list[str]]
+
+
+def rewritten(laws: Sequence[Law], function: Callable[..., Any], *inputs: Any) -> tuple[GraphModule, list[str]]:
+    """The canonical graph after some laws, and what they say they moved."""
+    graph_module = canonical(function, *inputs)
+    moved = []
+    for law in laws:
+        moved += law(graph_module.graph, infer(graph_module.graph))
+        merge_equal(graph_module.graph)
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return graph_module, moved
+
+
+def num_edge_products(graph_module: GraphModule, num_edges: int) -> int:
+    """Products that read a tensor with a row per edge (`num_edges` is a size that nothing else has), or several."""
+    products = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.mv.default)
+    sizes = {num_edges * factor for factor in range(1, 9)}
+    reads = [
+        {int(size) for item in node.all_input_nodes for size in value(item).shape}
+        for node in graph_module.graph.nodes
+        if node.target in products
+    ]
+    return sum(not sizes.isdisjoint(found) for found in reads)
 
 
 def text(graph: Graph) -> str:

@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from plait import operators
-from plait.capture.launch import PRODUCTS, Launch, StructureCall
+from plait.capture.launch import PRODUCTS, Launch, StructureCall, size_of
 from plait.capture.lower import DTYPES, Lowered, lower
 from plait.capture.lower_ops import LOWERINGS
 from plait.capture.origin import describe, describe_region, kept_values
@@ -73,7 +73,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
         gm.recompile()
         gm = compile_rest(gm, record)
     else:
-        pool_products(graph)
+        quicken(graph)
     gm.recompile()
     record.dump(f"{direction}_final", gm.print_readable(print_output=False))
     for launch in launches:
@@ -122,11 +122,19 @@ def _build(launches: list[Launch], record: Record) -> None:
         launch.kernel = kernel
 
 
-def pool_products(graph: Graph) -> None:
-    """Matrix products write into reused buffers: half of a dense step on many rows is page faults on fresh ones."""
+def quicken(graph: Graph) -> None:
+    """The same calls with less around them, for what runs as it is.
+
+    Matrix products write into reused buffers (half of a dense step on many rows is page faults on fresh ones), and a size is
+    asked of the tensor, not of an operator, which takes twenty times as long.
+    """
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in PRODUCTS and not node.kwargs and value(node).device.type == "cpu":
+        if node.op != "call_function" or node.kwargs:
+            continue
+        if node.target in PRODUCTS and value(node).device.type == "cpu":
             node.target = PRODUCTS[node.target]
+        elif node.target is aten.sym_size.int:
+            node.target = size_of
 
 
 def _install(graph: Graph, region: Region, lowered: Lowered, launch: Callable[..., Any], replaced: dict[Node, Node]) -> None:
@@ -136,11 +144,12 @@ def _install(graph: Graph, region: Region, lowered: Lowered, launch: Callable[..
     """
     anchor = next(node for node in graph.nodes if node.op == "output")
     edit = Editor(graph, anchor)
-    sizes = tuple(edit.size(node, 0) for node in lowered.coarse)
-    num_rows = _num_rows(edit, region, lowered)
-    num_edges = _num_edges(edit, region, lowered)
+    # not even the size of what a kernel makes now may be asked of the node it stands for, which would stay
+    sizes = tuple(edit.size(replaced.get(node, node), 0) for node in lowered.coarse)
+    tensors = tuple(replaced.get(node, node) for node in lowered.tensors)
+    num_rows = _num_rows(edit, region, lowered, tensors)
+    num_edges = _num_edges(edit, region, lowered, tensors)
     with graph.inserting_before(anchor):
-        tensors = tuple(replaced.get(node, node) for node in lowered.tensors)
         call = graph.call_function(launch, (num_edges, num_rows, region.rows, tuple(lowered.maps), sizes, tensors))
         call.meta["val"] = [value(node) for node in lowered.results]
         for position, node in enumerate(lowered.results):
@@ -171,22 +180,22 @@ def _reshaped(edit: Editor, item: Node, node: Node) -> Node:
     return result
 
 
-def _num_rows(edit: Editor, region: Region, lowered: Lowered) -> Any:
+def _num_rows(edit: Editor, region: Region, lowered: Lowered, tensors: tuple[Node, ...]) -> Any:
     for node in region.members:
         if node.target is operators.segment_reduce and node.args[1] is region.rows:
             return node.args[2]
-    for node, item in zip(lowered.tensors, lowered.program.inputs, strict=True):
+    for node, item in zip(tensors, lowered.program.inputs, strict=True):
         if item.access == "row":
             return edit.size(node, 0)
     return 0
 
 
-def _num_edges(edit: Editor, region: Region, lowered: Lowered) -> Any:
+def _num_edges(edit: Editor, region: Region, lowered: Lowered, tensors: tuple[Node, ...]) -> Any:
     if region.rows is not None:
         return edit.size(region.rows, 0)
     if lowered.maps:
         return edit.size(lowered.maps[0], 0)
-    for node, item in zip(lowered.tensors, lowered.program.inputs, strict=True):
+    for node, item in zip(tensors, lowered.program.inputs, strict=True):
         if item.access == "edge":
             return edit.size(node, 0)
     for node in region.members:
@@ -221,4 +230,4 @@ def _note_leftovers(graph: Graph, edge_work: set[Node], direction: str, record: 
 
 
 def _is_work(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target not in (aten.view.default, aten.sym_size.int)
+    return isinstance(node.target, torch._ops.OpOverload) and node.target is not aten.sym_size.int and not node.target.is_view

@@ -11,19 +11,23 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._functorch.partitioners import default_partition
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from plait import graph as graph_structure
 from plait import operators
 from plait.capture.assemble import assemble, is_fusable
+from plait.capture.origin import source_lines
 from plait.capture.record import Record, new_record
 from plait.capture.region import Region
 from plait.capture.trace import forward_graph, mark_dropout, specialize_floats
+from plait.capture.tune import machine_costs
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError
 from plait.passes import domains as domains_pass
 from plait.passes import pipeline
-from plait.passes.recompute import recompute_edges
+from plait.passes.edit import is_integral, is_tensor
+from plait.passes.order_costs import Setting
+from plait.passes.recompute import forward_nodes, recompute_edges
 from plait.passes.structure import structural_nodes
 
 log = logging.getLogger("plait")
@@ -82,7 +86,7 @@ def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], record: R
     mark_dropout(marked)
     forward = forward_graph(marked, example_inputs)
     record.dump("captured", gm.print_readable(print_output=False))
-    _run_passes(forward, pipeline.FORWARD, record)
+    _run_passes(forward, pipeline.FORWARD, record, _forward_setting(forward.graph, example_inputs, record.order))
     eager = GraphModule(forward, copy_graph(forward.graph))
     return _differentiable(_aot(forward, example_inputs, record), eager)
 
@@ -106,7 +110,7 @@ def _differentiable(compiled: Callback, eager: GraphModule) -> Callback:
 
 def _aot(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Callback:
     def inference(graph: GraphModule, _: Any) -> Callback:
-        _run_passes(graph, pipeline.JOINT, record)
+        _run_passes(graph, pipeline.JOINT, record, _settled(set(graph.graph.nodes), record.order))
         return _boxed(assemble(graph, "inference", record, num_returned=_ALL), None)
 
     backend = aot_autograd(
@@ -120,12 +124,34 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Call
         return backend(gm, example_inputs)
 
 
-def _run_passes(gm: GraphModule, passes: tuple[pipeline.Pass, ...], record: Record) -> None:
+def _forward_setting(graph: Graph, example_inputs: Sequence[Any], order: str) -> Setting:
+    """What the forward graph is for, from the inputs it was captured with."""
+    wanted: set[Node] = set()
+    if torch.is_grad_enabled():
+        placeholders = graph.find_nodes(op="placeholder")
+        wanted.update(
+            node for node, item in zip(placeholders, example_inputs, strict=True) if getattr(item, "requires_grad", False)
+        )
+    is_training = bool(wanted)
+    for node in graph.nodes:
+        if not wanted.isdisjoint(node.all_input_nodes) and is_tensor(node) and not is_integral(node):
+            wanted.add(node)
+    return Setting(machine_costs, is_training, lambda node: node in wanted, order=order)
+
+
+def _settled(forward: set[Node], order: str) -> Setting:
+    """For passes over the joint graph: what the forward computes has its order already, and the backward follows it or not."""
+    order = order if order == "auto" else "as_written"
+    return Setting(machine_costs, False, lambda node: False, lambda node: node not in forward, order)
+
+
+def _run_passes(gm: GraphModule, passes: tuple[pipeline.Pass, ...], record: Record, setting: Setting) -> None:
     for item in passes:
         if not item.required and not record.wants(item.name):
             continue
-        remarks = item.run(gm.graph)
-        record.moved.extend(remarks.moved)
+        sources = source_lines(gm.graph)
+        remarks = item.run(gm.graph, setting)
+        record.note_moved(remarks.moved, sources)
         record.left.update(remarks.left)
         gm.recompile()
         record.dump(item.name, gm.print_readable(print_output=False))
@@ -136,7 +162,7 @@ def partition(
 ) -> tuple[GraphModule, GraphModule]:
     """Splits the joint graph of forward and backward; edge values are computed again, kernels of both are planned together."""
     graph = joint.graph
-    _run_passes(joint, pipeline.JOINT, record)
+    _run_passes(joint, pipeline.JOINT, record, _settled(forward_nodes(graph, num_fwd_outputs), record.order))
     spare = copy_graph(graph)
     if record.wants("recompute"):
         domains = domains_pass.infer(graph)

@@ -138,6 +138,10 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(bias, a, b, out=memory.empty((a.shape[0], b.shape[1]), a.dtype))
 
 
+def size_of(tensor: Tensor, axis: int) -> Any:
+    return tensor.shape[axis]
+
+
 # products that write into buffers of the pool
 PRODUCTS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.mm.default: _mm,

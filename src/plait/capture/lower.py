@@ -196,12 +196,12 @@ def _pruned(state: Lowering, outputs: tuple[Output, ...], name: str) -> Lowered:
     slot_number = {slot: number for number, slot in enumerate(used_slots)}
     map_number = {index: number for number, index in enumerate(used_maps)}
     inputs = []
-    names: dict[str, int] = {}
+    taken = {output.name for output in outputs}
     for slot in used_slots:
         item = state.inputs[keys[slot]]
         index_map = map_number[item.index_map] if item.index_map is not None else None
-        count = names[item.name] = names.get(item.name, 0) + 1
-        label = item.name if count == 1 else f"{item.name}_{count}"
+        label = _free_name(item.name, taken)
+        taken.add(label)
         inputs.append(Input(label, item.shape, item.dtype, item.access, index_map))
     rebuilt: dict[Node, Node] = {}
     for node in program.nodes():
@@ -226,6 +226,12 @@ def _pruned(state: Lowering, outputs: tuple[Output, ...], name: str) -> Lowered:
         tuple(state.maps[node] for node in used_map_nodes),
         state.region.outputs,
     )
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """The name itself, or with the first number that nothing else bears."""
+    suffixes = ("", *(f"_{number}" for number in range(2, len(taken) + 3)))
+    return next(name + suffix for suffix in suffixes if name + suffix not in taken)
 
 
 def _ordered(numbers: Iterable[int]) -> list[int]:

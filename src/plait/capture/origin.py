@@ -69,6 +69,12 @@ def kept_values(graph: Graph, num_returned: int) -> list[Value]:
     return [describe(item) for item in results[num_returned:] if is_tensor(item)]
 
 
+def source_lines(graph: Graph) -> dict[str, str]:
+    """The line of the user's model behind every node, by name; passes take nodes away, so it is asked before them."""
+    lines = {node.name: source_line(node) for node in graph.nodes}
+    return {name: line for name, line in lines.items() if line}
+
+
 def describe(node: Node, domains: Domains | None = None) -> Value:
     """A tensor as a report shows it."""
     val = value(node)

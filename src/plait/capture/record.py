@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from plait.capture.launch import Launch
@@ -15,6 +16,8 @@ from plait.ir.program import Program
 from plait.passes.pipeline import wanted
 
 log = logging.getLogger("plait")
+
+MOVED_AT = "\n  at "  # between what was moved and the line of the model
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Record:
     launches: dict[str, list[Launch]] = field(default_factory=dict)
     stop_after: str | None = None
     rest: str = "eager"
+    order: str = "auto"
     moved: list[str] = field(default_factory=list)
     kept: list[Value] = field(default_factory=list)  # what the forward hands to the backward, sizes and all
     structural: list[Value] = field(default_factory=list)  # what is computed once per graph, as `structure` names it
@@ -76,6 +80,13 @@ class Record:
             self.notes.append(line)
             log.info("%s", line)
 
+    def note_moved(self, lines: Sequence[str], sources: Mapping[str, str]) -> None:
+        """Laws that a pass applied. A line begins with the name of a node, `mm: ...`; sources: where in the user's model the
+        nodes of the graph came from."""
+        for line in lines:
+            source = sources.get(line.partition(":")[0])
+            self.moved.append(f"{line}{MOVED_AT}{source}" if source else line)
+
     def is_strict(self) -> bool:
         return environment().strict if self.strict is None else self.strict
 
@@ -101,7 +112,9 @@ _NUMBERS = itertools.count()
 
 def new_record(options: Options) -> Record:
     """A record for a capture that begins; the last ones are kept for `plait.explain`."""
-    record = Record(strict=options.strict, stop_after=options.stop_after, rest=options.rest, number=next(_NUMBERS))
+    record = Record(
+        strict=options.strict, stop_after=options.stop_after, rest=options.rest, order=options.order, number=next(_NUMBERS)
+    )
     RECORDS.append(record)
     del RECORDS[:-_KEPT]
     return record

@@ -89,6 +89,7 @@ class Kernel:
         self._shared = shared
         self._symbol = symbol
         self._functions: dict[_Variant, Any] = {}
+        self._is_built = False
         self._needs_position = program.needs_edge_position()
         self._arguments = ctypes.c_void_p * (len(program.inputs) + len(program.outputs) + 2 + len(program.maps))
         self._inputs = tuple((item.shape, item.dtype, item.access, item.index_map) for item in program.inputs)
@@ -96,7 +97,9 @@ class Kernel:
 
     def wait(self) -> None:
         """Wait until the kernel is built. Raises CompilerError."""
-        self._function((torch.int32, torch.int32))
+        if not self._is_built:
+            self._function((torch.int32, torch.int32))
+            self._is_built = True
 
     def __call__(self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int) -> list[Tensor]:
         """Run it: tensors by input, the ordering, its sizes -> the outputs."""

@@ -11,6 +11,7 @@ The same growing, over rows that are no entries of a map, fuses what is left bet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -67,6 +68,8 @@ def find_edge_regions(graph: Graph, domains: Domains, fusable: Predicate) -> lis
 # fewer operators than this cost less as they are than one more launch
 _MIN_ROW_OPERATORS = 3
 _MIN_ROWS = 512
+# a sum over everything of more columns than this, all of them accumulators in one loop, is more than a compiler is good for
+_MAX_TOTAL = 1024
 
 
 def find_row_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:
@@ -136,6 +139,8 @@ def _is_total(node: Node, facts: _Facts) -> bool:
         return False
     x, axes = node.args[0], node.args[1]
     if not isinstance(x, Node) or not facts.inside(x) or not isinstance(axes, list | tuple) or not axes:
+        return False
+    if math.prod(static(size) or 1 for size in value(x).shape[1:]) > _MAX_TOTAL:
         return False
     return any(int(axis) % value(x).dim() == 0 for axis in axes)  # type: ignore[arg-type]
 

@@ -11,7 +11,9 @@ from plait.errors import OptionError
 from plait.passes import domains
 from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.dropout import decide_dropout
-from plait.passes.hoist import hoist_products
+from plait.passes.order import order_products
+from plait.passes.order_costs import Setting
+from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products
 from plait.passes.structure import merge_equal
 
 
@@ -25,34 +27,49 @@ class Remarks:
 
 @dataclass(frozen=True)
 class Pass:
-    """A rewrite of a functional aten graph, in place; same numbers before and after. required: nothing compiles without."""
+    """A rewrite of a functional aten graph, in place; same numbers before and after. required: nothing compiles without.
+
+    The setting says what the graph is for: training or not, whose gradients are wanted, what this machine is good at.
+    """
 
     name: str
-    run: Callable[[Graph], Remarks]
+    run: Callable[[Graph, Setting], Remarks]
     required: bool = False
 
 
-def _fills(graph: Graph) -> Remarks:
+def _fills(graph: Graph, setting: Setting) -> Remarks:
     materialize_fills(graph)
     return Remarks()
 
 
-def _canonicalize(graph: Graph) -> Remarks:
+def _canonicalize(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(left=tuple(canonicalize(graph)))
 
 
-def _merge(graph: Graph) -> Remarks:
+def _merge(graph: Graph, setting: Setting) -> Remarks:
     merge_equal(graph)
     return Remarks()
 
 
-def _dropout(graph: Graph) -> Remarks:
+def _dropout(graph: Graph, setting: Setting) -> Remarks:
     decide_dropout(graph, domains.infer(graph))
     return Remarks()
 
 
-def _hoist(graph: Graph) -> Remarks:
-    return Remarks(moved=tuple(hoist_products(graph, domains.infer(graph))))
+def _products(graph: Graph, setting: Setting) -> Remarks:
+    return Remarks(moved=tuple(move_products(graph, domains.infer(graph))))
+
+
+def _narrow(graph: Graph, setting: Setting) -> Remarks:
+    return Remarks(moved=tuple(move_narrow_work(graph, domains.infer(graph))))
+
+
+def _behind(graph: Graph, setting: Setting) -> Remarks:
+    return Remarks(moved=tuple(move_behind_sums(graph, domains.infer(graph))))
+
+
+def _order(graph: Graph, setting: Setting) -> Remarks:
+    return Remarks(moved=tuple(order_products(graph, domains.infer(graph), setting)))
 
 
 FORWARD: tuple[Pass, ...] = (
@@ -60,13 +77,20 @@ FORWARD: tuple[Pass, ...] = (
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
     Pass("merge", _merge),  # two layers' self-loop handling must be one before it is cut off as structure
     Pass("dropout", _dropout, required=True),  # needs the domains; before autograd, so that the backward has the same draws
-    Pass("hoist", _hoist),  # before autograd, so that gradients are products over nodes too
+    # the laws run before autograd, so that gradients are derived from what they leave: products over nodes, too
+    Pass("products", _products),  # before the cheap work: where a product is gone, the values between are gathered instead
+    Pass("merge_products", _merge),  # both ends may have got the same product of the same rows
+    Pass("narrow", _narrow),  # decides by what is gathered, so equal gathers must be one by now
+    Pass("behind", _behind),  # last: a product that has gone to the nodes needs no sum before it
+    Pass("merge_moved", _merge),  # counts and node values that several sums and ends have in common
+    Pass("order", _order),  # after the laws, which make products before gathers; before autograd, which follows the order
 )
 
 JOINT: tuple[Pass, ...] = (
     Pass("joint_fills", _fills),  # autograd makes new fills and new spellings
     Pass("joint_canonicalize", _canonicalize),
     Pass("joint_merge", _merge),  # what the backward computes as the forward did is kept once, or recomputed on purpose
+    Pass("joint_order", _order),  # the gradient of x is a propagation too
 )
 
 AFTER = ("recompute", "structure", "edge_regions", "row_regions")  # the steps that need more than a graph, in `capture.backend`

@@ -1,0 +1,203 @@
+"""`A (X W)` or `(A X) W`: a product with a weight goes before or behind a propagation, whichever costs less.
+
+A *propagation* is y[i] = sum over the edges e into i of c[e, k] x[src e, ...]: a gather, factors per edge that are the same for
+all columns, perhaps a sum over k, a sum over the edges. With P[i, k, f] = sum_e c[e, k] x[src e, f] and a weight W[f, k, o],
+
+    sum_e sum_k c[e, k] (x W)[src e, k, o]  =  sum_k sum_f P[i, k, f] W[f, k, o]
+
+The left side gathers rows of k * o columns, the right side rows of f columns. The products cost the same; what differs is the
+width of what travels along the edges, forward and backward, and what the backward needs no propagation for:
+
+|                                   | x W first                   | propagate first                            |
+|-----------------------------------|-----------------------------|--------------------------------------------|
+| forward                           | k * o                       | f                                          |
+| gradient of W                     | o, shared with that of x    | none: P is kept                            |
+| gradient of x, if wanted          |                             | o, then a product; or k * f, after it      |
+| gradient of c, if wanted          | none, or k * o              | k * f, shared with that of x; or f         |
+
+(The gradient of c is made where the gradient of x is, unless it goes through a sum over the edges of a row, as in a softmax.)
+
+The gradient of x is a propagation behind a product itself, along the turned edges: the same law decides its order on the joint
+graph. After Bazinska et al., "Cached Operator Reordering" (arXiv 2308.12093), who choose by widths alone; here the widths are
+weighed with what rows of them cost on this machine (`plait.costs`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from plait import operators
+from plait.passes.domains import Domains
+from plait.passes.edit import Editor, arguments, aten, is_call, is_tensor, replace, static, value
+from plait.passes.order_costs import Setting, Sizes, seconds_behind, seconds_first
+from plait.passes.propagation import Factor, factor_of, propagate, propagation
+
+MARGIN = 1.05  # another order than the user's must be so many times cheaper, by the model
+_PRODUCTS = (aten.mm.default, aten.addmm.default)
+
+
+def order_products(graph: Graph, domains: Domains, setting: Setting) -> list[str]:
+    """Puts products before or behind propagations, each where it costs less; returns a line per product moved."""
+    moved: list[str] = []
+    if setting.order == "as_written":
+        return moved
+    for node in list(graph.nodes):
+        if not setting.is_movable(node):
+            continue
+        line = None
+        if is_call(node, operators.segment_reduce) and node.users:
+            line = _behind(graph, node, domains, setting)
+        elif is_call(node, *_PRODUCTS):
+            line = _before(graph, node, domains, setting)
+        if line is not None:
+            moved.append(line)
+    graph.eliminate_dead_code()
+    return moved
+
+
+def _behind(graph: Graph, reduce: Node, domains: Domains, setting: Setting) -> str | None:
+    """sum_e sum_k c[e, k] gather(x W)[e, k] = (sum_e c[e, k] gather(x)[e]) W: the product moves behind the propagation."""
+    found = propagation(reduce, domains)
+    if found is None or not is_call(found.source, aten.mm.default):
+        return None
+    x, weight = arguments(found.source)[:2]
+    if len(_readers(found.gather)) > 1:  # the rows of x W travel along these edges in any case
+        return None
+    heads = found.heads if found.is_summed else 1
+    width_x, width_y = static(value(x).shape[1]), static(value(reduce).shape[1])
+    if domains.is_edge(x) or width_x is None or width_y is None or heads is None or (found.heads or 1) != heads:
+        return None
+    sizes = Sizes.of(found, width_x, width_y, heads)
+    is_kept = len(_readers(found.source)) > 1  # something else reads x W: then the other order is one more product
+    extra = setting.costs.product(sizes.num_sources, width_x, heads * width_y) if is_kept else 0.0
+    first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
+    if not _is_chosen("behind", behind + extra, first, setting):
+        return None
+    edit = Editor(graph, reduce)
+    _count_rows_of(found.source, x)
+    summed = propagate(edit, found, x, heads)
+    replace(reduce, edit.call(aten.mm.default, summed, _stacked(edit, weight, width_x, heads, width_y)))
+    return f"{found.source.name}: product moved behind the sum over edges, which carry {width_x} columns, not {heads * width_y}"
+
+
+def _is_chosen(order: str, seconds: float, seconds_now: float, setting: Setting) -> bool:
+    return setting.order == order or (setting.order == "auto" and seconds * MARGIN <= seconds_now)
+
+
+def _readers(node: Node) -> list[Node]:
+    """Who reads the values of a node, not its sizes."""
+    return [user for user in node.users if not is_call(user, aten.sym_size.int)]
+
+
+def _count_rows_of(product: Node, x: Node) -> None:
+    """Where the number of rows of x W is asked for, x has the answer."""
+    for user in list(product.users):
+        if is_call(user, aten.sym_size.int) and arguments(user)[1] == 0:
+            user.args = (x, 0)
+
+
+def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> str | None:
+    """(sum_e c[e] gather(x)[e] + r) W = sum_e c[e] gather(x W)[e] + r W: the product moves before the propagation."""
+    parts = _product_parts(product)
+    if parts is None or domains.is_edge(product):
+        return None
+    bias, rows, weight = parts
+    terms = _row_terms(rows, 1.0)
+    sums = [term for term in terms if is_call(term.rows, operators.segment_reduce)]
+    if len(sums) != 1 or not all(term.is_private for term in sums):
+        return None
+    found = propagation(sums[0].rows, domains)
+    width_x, width_y = static(value(rows).shape[1]), static(value(product).shape[1])
+    if found is None or found.heads is not None or width_x is None or width_y is None:
+        return None
+    x = found.source
+    sizes = Sizes.of(found, width_x, width_y, 1)
+    num_others = sum(1 for term in terms if term.rows is not x and term is not sums[0])
+    extra = num_others * setting.costs.product(sizes.num_rows, width_x, width_y) * (3 if setting.is_training else 1)
+    first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
+    if not _is_chosen("first", first + extra, behind, setting):
+        return None
+    edit = Editor(graph, product)
+    projected = edit.call(aten.mm.default, x, weight)
+    total: Node | None = None
+    for term in terms:
+        if term is sums[0]:
+            item = propagate(edit, found, projected, 1)
+        else:
+            item = projected if term.rows is x else edit.call(aten.mm.default, term.rows, weight)
+        for factor in term.factors:
+            item = edit.call(factor.target, item, factor.by)
+        if total is None:
+            total = item if term.sign > 0 else edit.call(aten.neg.default, item)
+        else:
+            total = edit.call(aten.add.Tensor if term.sign > 0 else aten.sub.Tensor, total, item)
+    assert total is not None
+    replace(product, edit.call(aten.add.Tensor, total, bias) if bias is not None else total)
+    return f"{product.name}: product moved before the sum over edges, which carry {width_y} columns, not {width_x}"
+
+
+def _product_parts(node: Node) -> tuple[Any, Node, Node] | None:
+    """(bias or None, rows, weight)."""
+    if node.kwargs:  # addmm with alpha or beta
+        return None
+    bias, rows, weight = (None, *arguments(node)[:2]) if is_call(node, aten.mm.default) else arguments(node)[:3]
+    return (bias, rows, weight) if isinstance(rows, Node) and isinstance(weight, Node) else None
+
+
+@dataclass(frozen=True)
+class _RowTerm:
+    """sign * rows, scaled step by step; is_private: whether nothing outside of the product reads it."""
+
+    rows: Node
+    factors: tuple[Factor, ...]
+    sign: float
+    is_private: bool
+
+
+def _row_terms(node: Node, sign: float, *, is_private: bool = True) -> list[_RowTerm]:
+    """The operand of a product as a sum of scaled rows."""
+    is_private = is_private and len(_readers(node)) == 1
+    if is_call(node, aten.add.Tensor, aten.sub.Tensor) and len(arguments(node)) == 2 and not node.kwargs:
+        a, b = arguments(node)
+        if all(isinstance(item, Node) and value(item).shape == value(node).shape for item in (a, b)):
+            other = -sign if is_call(node, aten.sub.Tensor) else sign
+            return [*_row_terms(a, sign, is_private=is_private), *_row_terms(b, other, is_private=is_private)]
+    factors: list[Factor] = []
+    while (step := _row_factor(node)) is not None:
+        node, factor = step
+        factors.insert(0, factor)
+        is_private = is_private and len(_readers(node)) == 1
+    return [_RowTerm(node, tuple(factors), sign, is_private)]
+
+
+def _row_factor(node: Node) -> tuple[Node, Factor] | None:
+    """As `_factor`; by a value per row, however it is spread over the columns, or by one number in a tensor."""
+    found = factor_of(node)
+    if found is not None:
+        return found
+    if not is_call(node, aten.mul.Tensor, aten.div.Tensor):
+        return None
+    a, b = arguments(node)[:2]
+    candidates = [(a, b)] if is_call(node, aten.div.Tensor) else [(a, b), (b, a)]
+    for rows, by in candidates:
+        if not all(isinstance(item, Node) and is_tensor(item) for item in (rows, by)):
+            continue
+        if value(rows).shape != value(node).shape:
+            continue
+        if all(static(size) == 1 for size in value(by).shape):
+            return rows, Factor(node.target, by)
+        spread = arguments(by)[0] if is_call(by, aten.expand.default) else None
+        if spread is not None and value(spread).dim() == 2 and static(value(spread).shape[1]) == 1:
+            return rows, Factor(node.target, spread)
+    return None
+
+
+def _stacked(edit: Editor, weight: Node, width_x: int, heads: int, width_y: int) -> Node:
+    """[f, k * o] -> [k * f, o]."""
+    if heads == 1:
+        return weight
+    parts = edit.call(aten.reshape.default, weight, [width_x, heads, width_y])
+    return edit.call(aten.reshape.default, edit.call(aten.permute.default, parts, [1, 0, 2]), [heads * width_x, width_y])

@@ -1,0 +1,50 @@
+"""Models written on edges run their products on nodes, with outputs and gradients of eager PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.awkward import AWKWARD
+from tests.capture.compiled import captures, compiled, in_double
+from tests.check import assert_matches_eager
+from tests.models import ON_EDGES
+
+GRAPHS = {name: graph for name, graph in AWKWARD.items() if graph.num_nodes > 1 and graph.num_edges > 1}
+TINY = ("no_nodes", "one_node_many_self_loops", "no_edges", "one_edge")
+
+# products of edge rows that have to stay in the forward: of edge features, and of values of both ends before a maximum
+LEFT = {"edge_conv_mlp_max": 1, "message_mlp_max": 1, "message_mlp_edge_features": 1, "gated": 2, "cg_conv": 2}
+
+
+def num_products_left(notes: list[str], direction: str) -> int:
+    """How many a capture noted, as in "forward: aten.mm.default on edges runs unfused (2x)"."""
+    products = ("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.mv.")
+    found = [
+        note for note in notes if note.startswith(direction) and "on edges" in note and any(name in note for name in products)
+    ]
+    return sum(int(note.rpartition("(")[2].removesuffix("x)")) for note in found)
+
+
+@pytest.mark.parametrize("name", ON_EDGES)
+def test_products_run_on_nodes_and_numbers_match_eager(name: str) -> None:
+    with captures() as records:
+        for graph in GRAPHS.values():
+            assert_matches_eager(ON_EDGES[name].model(), *ON_EDGES[name].make_inputs(graph, 0), compile=compiled)
+
+    assert len(records) == 1
+    assert num_products_left(records[0].notes, "forward") == LEFT.get(name, 0)
+    if name not in LEFT:
+        assert num_products_left(records[0].notes, "backward") == 0
+
+
+@pytest.mark.parametrize("name", ["naive_gat_einsum", "message_mlp_mean", "gated", "aggregators"])
+def test_numbers_match_eager_in_float64(name: str) -> None:
+    for graph in ("random", "huge_in_degree", "repeated_edges"):
+        model, inputs = in_double(ON_EDGES[name].model(), ON_EDGES[name].make_inputs(AWKWARD[graph], 0))
+        assert_matches_eager(model, *inputs, compile=compiled)
+
+
+@pytest.mark.parametrize("graph", TINY)
+@pytest.mark.parametrize("name", ["naive_gat_matmul", "message_mlp_mean", "gated"])
+def test_numbers_match_eager_on_sizes_0_and_1(name: str, graph: str) -> None:
+    assert_matches_eager(ON_EDGES[name].model(), *ON_EDGES[name].make_inputs(AWKWARD[graph], 0), compile=compiled)
