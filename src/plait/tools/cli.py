@@ -51,6 +51,9 @@ def train(
     width: Annotated[int, typer.Option(help="hidden width, all heads together")] = 64,
     heads: Annotated[int, typer.Option(help="attention heads")] = 4,
     dropout: Annotated[float, typer.Option(help="dropout of features and of attention")] = 0.5,
+    loader: Annotated[str, typer.Option(help="full, or neighbor: batches of sampled neighbours")] = "full",
+    fanout: Annotated[str, typer.Option(help="neighbor: neighbours per hop, as 15,10,5; -1 for all")] = "",
+    batch_size: Annotated[int, typer.Option(help="neighbor: training nodes a batch")] = 1024,
     epochs: Annotated[int, typer.Option(help="at most so many epochs")] = 200,
     patience: Annotated[int, typer.Option(help="stop after so many epochs without a better validation accuracy")] = 50,
     lr: Annotated[float, typer.Option(help="learning rate of Adam")] = 0.01,
@@ -72,11 +75,13 @@ def train(
     from plait.tools import train as training
     from plait.tools.data import SourceOptions
     from plait.tools.models import ModelSpec
+    from plait.tools.train_sampled import LoaderSpec
 
     options = training.TrainOptions(
         data=data,
         source=SourceOptions(split=split, random_split=random_split, seed=seed, download_dir=download_dir),
         model=ModelSpec(name=model, layers=layers, width=width, heads=heads, dropout=dropout),
+        loader=LoaderSpec(kind=loader, fanout=_numbers("fanout", fanout), batch_size=batch_size),
         engine=engine,
         epochs=epochs,
         patience=patience,
@@ -111,6 +116,7 @@ def _compare(options: Any) -> None:
 
 @app.command()
 def bench(
+    what: Annotated[str, typer.Argument(help="layers, or loader: preparing batches and training on them")] = "layers",
     models: Annotated[str, typer.Option(help="names with commas between; default: all")] = "",
     graphs: Annotated[
         str,
@@ -131,9 +137,16 @@ def bench(
     memory_limit: Annotated[float | None, typer.Option(help="GB an engine may take (default: 85 % of what is free)")] = None,
     json: Annotated[str | None, typer.Option(help="write everything measured to this file")] = None,
     png: Annotated[str | None, typer.Option(help="draw the results to this file")] = None,
+    torch_sparse: Annotated[str | None, typer.Option(help="loader: a built library of torch-sparse's operators")] = None,
 ) -> None:
     """Time engines side by side on the same layers and graphs, after checking that they give the same numbers."""
     import os
+
+    if what == "loader":
+        _bench_loader(graphs, quick=quick, rounds=rounds, threads=threads, json=json, torch_sparse=torch_sparse)
+        return
+    if what != "layers":
+        raise OptionError(f"bench {what!r}: expected layers or loader")
 
     from plait.tools.bench import driver, run
 
@@ -154,6 +167,31 @@ def bench(
         raise PlaitError("an engine gave other numbers than eager, see above")
 
 
+def _bench_loader(
+    graphs: str, *, quick: bool, rounds: int, threads: int | None, json: str | None, torch_sparse: str | None
+) -> None:
+    import os
+
+    from plait.tools.bench.loader import LoaderBenchOptions, run
+
+    options = LoaderBenchOptions(
+        graph=graphs or LoaderBenchOptions.graph,
+        threads=threads or os.cpu_count() or 1,
+        rounds=1 if quick else min(rounds, 3),
+        num_batches=5 if quick else LoaderBenchOptions.num_batches,
+        json=json,
+        torch_sparse=torch_sparse,
+    )
+    run(options, typer.echo)
+
+
+def _numbers(what: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(text))
+    except ValueError:
+        raise OptionError(f"{what}: expected whole numbers with commas between, as 15,10,5, got {text!r}") from None
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -162,9 +200,12 @@ def _names(text: str) -> tuple[str, ...]:
 def explain(
     target: Annotated[str, typer.Argument(help="FILE.py:FUNCTION; the function returns (model, inputs)")],
     backward: Annotated[bool, typer.Option(help="explain training; else inference")] = True,
+    eager: Annotated[bool, typer.Option(help="also run the un-compiled model, to count what it moves")] = True,
+    measure: Annotated[bool, typer.Option("--measure", help="also time the programs and the step")] = False,
     json: Annotated[bool, typer.Option("--json", help="print it as JSON")] = False,
+    html: Annotated[str | None, typer.Option(help="write a page with the data flow, before and after, to this file")] = None,
 ) -> None:
-    """Print what plait does with a model: programs fused, what is kept, every fallback and its reason."""
+    """Print what plait does with a model: what it saves, programs fused, what is kept, every fallback and its reason."""
     from plait.tools.explain import explain as explained
     from plait.tools.pyfile import load_function
 
@@ -172,8 +213,37 @@ def explain(
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[1], (tuple, list)):
         raise OptionError(f"explain {target!r}: expected the function to return (model, inputs), inputs a tuple, got {made!r}")
     model, inputs = made
-    found = explained(model, *inputs, backward=backward)
+    found = explained(model, *inputs, backward=backward, eager=eager, measure=measure)
+    if html is not None:
+        _write_page(found.to_html(), html)
     typer.echo(found.to_json() if json else str(found).rstrip())
+
+
+@app.command()
+def tune() -> None:
+    """Measure anew what the order of products and propagations is chosen by, and store it for this machine."""
+    from plait.capture.tune import remeasure
+
+    try:
+        costs = remeasure()
+    except OSError as error:
+        raise PlaitError(
+            f"tune: the result cannot be stored: {error}\n  Set PLAIT_CACHE_DIR to a directory you own."
+        ) from error
+    typer.echo("nanoseconds per edge to gather and add a row, one thread; rows of so many bytes, from a table of so many")
+    typer.echo(f"{'':>12}" + "".join(f"{size:>9}" for size in costs.row_bytes))
+    for table, line in zip(costs.table_bytes, costs.gather_s, strict=True):
+        typer.echo(f"{table:>12}" + "".join(f"{1e9 * seconds:9.1f}" for seconds in line))
+    typer.echo(f"matrix products {costs.product_flops / 1e9:.0f} GFLOP/s, rows in order {costs.stream_bytes / 1e9:.1f} GB/s")
+
+
+def _write_page(page: str, file: str) -> None:
+    import pathlib
+
+    try:
+        pathlib.Path(file).write_text(page, encoding="utf8")
+    except OSError as error:
+        raise DataError(f"--html {file}: cannot be written: {error.strerror or error}") from error
 
 
 @app.command()

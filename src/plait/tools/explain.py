@@ -5,26 +5,29 @@ Legend: E edges, i.e. entries of the fine domain a program runs over; N its rows
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-import random
+import pathlib
 import re
 import types
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from plait.capture.backend import plait_backend
+from plait.capture.launch import Launch
 from plait.capture.record import RECORDS, Record
+from plait.capture.tune import machine_costs
 from plait.config import Options
-from plait.tools.explain_capture import CaptureReport, describe_capture
+from plait.costs import BY_BYTES
+from plait.errors import CompilerError
+from plait.tools.explain_capture import CaptureReport, Seconds, describe_capture
+from plait.tools.explain_programs import edge_value_bytes, measured_s, predicted_s, recorded_by, sizes_of, watched
+from plait.tools.explain_step import Call, quiet
+from plait.tools.explain_work import Run
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Explanation:
     model: class or function name. mode: "training" (forward and backward) or "inference".
     captures: the graphs Dynamo cut the model into, in the order of their capture; one, unless there are graph breaks.
     fallbacks: every part that runs as PyTorch runs it, with the reason. graph_breaks: why Dynamo cut the model.
+    before, after: what the un-compiled and the compiled model execute, counted while they run by the same rules (see
+    `plait.tools.explain_count`); None where that was not counted, and uncounted says why.
+    step_s: median seconds of a step before and after, None unless asked for.
     """
 
     model: str
@@ -41,6 +47,10 @@ class Explanation:
     captures: tuple[CaptureReport, ...]
     fallbacks: tuple[str, ...]
     graph_breaks: tuple[str, ...]
+    before: Run | None
+    after: Run | None
+    uncounted: tuple[str, ...]
+    step_s: tuple[float | None, float | None]
 
     @property
     def num_programs(self) -> int:
@@ -55,31 +65,43 @@ class Explanation:
 
         return to_text(self)
 
+    def to_html(self) -> str:
+        """The same as one page that needs nothing else: what flows, before and after, with the programs' code."""
+        from plait.tools.explain_page import to_html
+
+        return to_html(self)
+
 
 def explain(
     model: Callable[..., Any],
     *inputs: Any,
     backward: bool = True,
+    eager: bool = True,
+    measure: bool = False,
     options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Explanation:
     """What plait fuses, keeps, recomputes and leaves in `model(*inputs, **kwargs)`, and why.
 
     model: a module or a function, compiled or not. backward: also run the backward pass, where there is something to
-    differentiate; False explains inference. options: as for `plait.compile`, except that a fallback is listed, never raised.
+    differentiate; False explains inference. eager: also run the un-compiled model, to count what it does (it needs its usual
+    memory, and is left out where that is not free). measure: also time the programs and the step. options: as for
+    `plait.compile`, except that a fallback is listed, never raised.
 
-    The model is captured anew and run once. Its parameters, gradients, buffers and attributes, the inputs and the random
+    The model is captured anew and run a few times. Its parameters, gradients, buffers and attributes, the inputs and the random
     state are afterwards what they were; what was compiled before stays compiled.
 
     >>> def sum_of_neighbours(x, src, dst):
     ...     return torch.zeros_like(x).index_add(0, dst, x[src])
-    >>> ends = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
+    >>> ends = torch.tensor([0, 1, 2, 2]), torch.tensor([1, 2, 0, 1])
     >>> found = explain(sum_of_neighbours, torch.ones(3, 4), *ends)
     >>> found.num_programs, found.fallbacks
     (1, ())
+    >>> found.before.tally.edge_operators, found.after.tally.kernels
+    (2, 1)
     """
     chosen = {**(options or {}), "strict": False}
-    Options.parse(chosen)
+    parsed = Options.parse(chosen)
     plain = _uncompiled(model)
     captured: list[tuple[Record, tuple[str, ...]]] = []
 
@@ -89,12 +111,19 @@ def explain(
         captured.append((RECORDS[-1], names))  # after the return: a capture that starts again leaves a record too
         return compiled
 
+    call = Call(plain, inputs, kwargs)
     breaks = dict(torch._dynamo.utils.counters["graph_break"])
-    with _undisturbed(plain), _quiet(), torch.set_grad_enabled(backward and torch.is_grad_enabled()):
+    with quiet(), torch.set_grad_enabled(backward and torch.is_grad_enabled()):
         compiled = _compile(backend)
-        outputs = compiled(plain, *_fresh(inputs), **_fresh(kwargs))
-        differentiated = _differentiate(outputs)
-    captures = tuple(describe_capture(record, names) for record, names in captured)
+        differentiated, _ = call.run(compiled)
+        records = [record for record, _ in captured]
+        counted = _count(call, compiled, records, eager=eager)
+        seconds, step_s = _seconds(
+            call, compiled, _launches(records), measure=measure, eager=eager and counted.before is not None
+        )
+    if parsed.rest != "eager":
+        counted.reasons.append("what Inductor runs is in no count")
+    captures = tuple(describe_capture(record, names, seconds) for record, names in captured)
     return Explanation(
         _name(plain),
         "training" if differentiated else "inference",
@@ -105,7 +134,97 @@ def explain(
             for reason, count in torch._dynamo.utils.counters["graph_break"].items()
             if count > breaks.get(reason, 0)
         ),
+        counted.before,
+        counted.after,
+        tuple(counted.reasons),
+        step_s,
     )
+
+
+@dataclass
+class _Counted:
+    before: Run | None
+    after: Run | None
+    reasons: list[str]
+
+
+def _count(call: Call, compiled: Callable[..., Any], records: list[Record], *, eager: bool) -> _Counted:
+    """One step of each, operator by operator; both are told apart by the index maps that either of them met."""
+    reasons: list[str] = []
+    captures = {id(launch): number for number, record in enumerate(records) for launch in _launches([record])}
+    launches = _launches(records)
+    after = call.recorder()
+    with watched(launches, recorded_by(after, captures)):
+        call.record(compiled, after)
+    known = after.sizes().joined(sizes_of(launches))
+    before = None
+    if eager and (reason := _too_large(records)) is not None:
+        reasons.append(reason)
+    elif eager:
+        before = call.recorder()
+        call.record(_as_written, before)
+        known = known.joined(before.sizes())
+    if launches and not after.num_programs:
+        reasons.append("the compiled model did not run as compiled while it was counted")
+        return _Counted(before.run(known) if before is not None else None, None, reasons)
+    return _Counted(before.run(known) if before is not None else None, after.run(known), reasons)
+
+
+def _as_written(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The un-compiled model, also where parts of it are compiled."""
+    with torch.compiler.set_stance("force_eager"):
+        return model(*args, **kwargs)
+
+
+def _too_large(records: list[Record]) -> str | None:
+    """Why the un-compiled model should not run: what its backward needs of the values that no kernel writes does not fit."""
+    written = sum(
+        launch.seen[0] * edge_value_bytes(launch.program)
+        for record in records
+        for launch in record.launches.get("forward", [])
+        if launch.seen is not None
+    )
+    free = _available_bytes()
+    if free is None or written < free:
+        return None
+    return (
+        f"eager was not run: it may need {written / 1e9:.0f} GB for values that plait does not write, "
+        f"and {free / 1e9:.0f} GB are free"
+    )
+
+
+def _available_bytes() -> int | None:
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _launches(records: list[Record]) -> list[Launch]:
+    return [launch for record in records for parts in record.launches.values() for launch in parts]
+
+
+REPEATS = 5
+
+
+def _seconds(
+    call: Call, compiled: Callable[..., Any], launches: list[Launch], *, measure: bool, eager: bool
+) -> tuple[Seconds, tuple[float | None, float | None]]:
+    """Seconds of programs: predicted from what was measured on this machine once, and measured now where asked for."""
+    try:
+        costs = machine_costs()
+    except CompilerError:
+        costs = BY_BYTES
+    predicted: dict[int, float] = {}
+    if costs is not BY_BYTES:  # which is no machine's
+        found = {id(launch): predicted_s(launch, costs) for launch in launches}
+        predicted = {key: number for key, number in found.items() if number is not None}
+    if not measure:
+        return Seconds(predicted, {}), (None, None)
+    measured, after_s = measured_s(launches, lambda: call.run(compiled)[1], REPEATS)
+    before_s = measured_s([], lambda: call.run(_as_written)[1], REPEATS)[1] if eager else None
+    return Seconds(predicted, measured), (before_s, after_s)
 
 
 def _uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,88 +281,3 @@ def _first_lines(reason: str) -> str:
     """Dynamo's reason, and what it says next; the rest is developer's context."""
     lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
     return " ".join(lines[:2])
-
-
-# --- one training step that leaves nothing behind --------------------------------------------------------------------
-
-
-def _differentiate(outputs: Any) -> bool:
-    """Runs the backward pass without touching any `.grad`; returns whether there was one."""
-    tensors = [item for item in pytree.tree_leaves(outputs) if isinstance(item, Tensor) and item.requires_grad]
-    leaves = _gradient_leaves(tensors)
-    if not leaves:
-        return False
-    torch.autograd.grad(tensors, leaves, [torch.ones_like(item) for item in tensors], allow_unused=True)
-    return True
-
-
-def _gradient_leaves(outputs: list[Tensor]) -> list[Tensor]:
-    """The leaves whose gradient a backward pass from `outputs` would accumulate."""
-    leaves: list[Tensor] = []
-    seen: set[Any] = set()
-    stack: list[Any] = [item.grad_fn for item in outputs]
-    while stack:
-        function = stack.pop()
-        if function is None or function in seen:
-            continue
-        seen.add(function)
-        if hasattr(function, "variable"):
-            leaves.append(function.variable)
-        stack.extend(following for following, _ in function.next_functions)
-    return leaves
-
-
-def _fresh(tree: Any) -> Any:
-    """Copies of the tensors in `tree`, one for each: the model may write to them, and a gradient must stop there."""
-    copies: dict[int, Tensor] = {}
-
-    def copy(item: Tensor) -> Tensor:
-        if id(item) not in copies:
-            copies[id(item)] = item.detach().clone().requires_grad_(item.requires_grad)
-        return copies[id(item)]
-
-    return pytree.tree_map_only(Tensor, copy, tree)
-
-
-@contextlib.contextmanager
-def _undisturbed(model: Callable[..., Any]) -> Iterator[None]:
-    """Puts back attributes, buffers and random states. Parameters are not written: no gradient is accumulated."""
-    modules = list(dict.fromkeys(part for module in _modules(model) for part in module.modules()))
-    tables = [table for part in modules for table in (part.__dict__, part._parameters, part._buffers, part._modules)]
-    before = [dict(table) for table in tables]
-    buffers = [item for part in modules for item in part._buffers.values() if item is not None]
-    contents = [item.detach().clone() for item in buffers]
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()  # noqa: NPY002  a model may use the global one
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python_state)
-        numpy.random.set_state(numpy_state)  # noqa: NPY002
-        for table, old in zip(tables, before, strict=True):
-            if table.keys() != old.keys() or any(table[key] is not old[key] for key in old):
-                table.clear()
-                table.update(old)
-        with torch.no_grad():
-            for item, content in zip(buffers, contents, strict=True):
-                # only what changed: a write would invalidate what a forward of the user's has saved
-                if not torch.equal(item, content):
-                    item.copy_(content)
-
-
-def _modules(model: Callable[..., Any]) -> list[nn.Module]:
-    """The modules a model is made of: itself, or those a function reads from its surroundings."""
-    owner = getattr(model, "__self__", None)
-    found = [model, owner]
-    if inspect.isfunction(model):
-        around = inspect.getclosurevars(model)
-        found += [*around.nonlocals.values(), *around.globals.values()]
-    return [item for item in found if isinstance(item, nn.Module)]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings: plait's would say to call what is running, and torch's own while it compiles are not the question."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from plait.capture.launch import Launch
 from plait.capture.origin import Origin, Value
-from plait.capture.record import Record
+from plait.capture.record import MOVED_AT, Record
 from plait.ir import ops
 from plait.ir.program import Program, Space
+from plait.ir.text import to_text
 from plait.tools.explain_places import short, without_paths
 
 _INT32_END = 2**31
@@ -40,6 +42,8 @@ class Access:
 class ProgramReport:
     """A fused program.
 
+    text: the program; code: the C++ made of it, "" where the interpreter runs it. predicted_s: at best, from its bytes and what
+    this machine's memory gives, None where that is not known; measured_s: the median of some runs, None unless asked for.
     module: path and class of the module it belongs to, the root where it spans several. engine: "kernel" (compiled C++) or
     "interpreter". rows: the map that orders its edges into rows, None where it runs over edges (or rows) one by one; source:
     the line that made the map. operators: the calls fused; unwritten: those among them whose result, a row per edge, is never
@@ -61,6 +65,10 @@ class ProgramReport:
     operators: tuple[str, ...]
     unwritten: tuple[Access, ...]
     unwritten_bytes: int
+    text: str
+    code: str
+    predicted_s: float | None
+    measured_s: float | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ class CaptureReport:
     """One captured graph.
 
     cached: tensors the forward keeps for the backward; cached_bytes: their sum. shared: those it keeps that the user or the
-    structure holds anyway. recomputed: edge values the backward computes again. moved: laws that were applied.
+    structure holds anyway. recomputed: edge values the backward computes again. moved: laws that were applied,
+    each with the line of the model that made what it moved, "" where unknown.
     structure: computed once per graph. notes: what was left as it was, and why. fallbacks: what runs as PyTorch runs it.
     """
 
@@ -86,13 +95,21 @@ class CaptureReport:
     cached_bytes: int
     shared: tuple[Access, ...]
     recomputed: tuple[str, ...]
-    moved: tuple[str, ...]
+    moved: tuple[tuple[str, str], ...]
     structure: tuple[Access, ...]
     notes: tuple[str, ...]
     fallbacks: tuple[str, ...]
 
 
-def describe_capture(record: Record, input_names: tuple[str, ...]) -> CaptureReport:
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds of programs by the `id` of their launch, as far as known."""
+
+    predicted: Mapping[int, float]
+    measured: Mapping[int, float]
+
+
+def describe_capture(record: Record, input_names: tuple[str, ...], seconds: Seconds) -> CaptureReport:
     """The report of one captured graph; sizes are those of the last call of each program. input_names: what the user calls the
     inputs of the graph."""
     sources = Sources(input_names)
@@ -101,7 +118,8 @@ def describe_capture(record: Record, input_names: tuple[str, ...]) -> CaptureRep
         seen |= _sizes_seen(launch, record.origins[launch.program.name])
     directions = tuple(
         DirectionReport(
-            direction, tuple(_program(launch, record.origins[launch.program.name], seen, sources) for launch in launches)
+            direction,
+            tuple(_program(launch, record.origins[launch.program.name], seen, sources, seconds) for launch in launches),
         )
         for direction, launches in record.launches.items()
     )
@@ -114,11 +132,16 @@ def describe_capture(record: Record, input_names: tuple[str, ...]) -> CaptureRep
         _total(cached),
         tuple(access for kind, access in kept if kind in ("input", "structure")),
         tuple(record.recomputed),
-        tuple(record.moved),
+        tuple(_moved(line) for line in record.moved),
         _once_per_graph(record, seen, sources),
         tuple(without_paths(note) for note in record.notes),
         tuple(str(fallback) for fallback in record.fallbacks),
     )
+
+
+def _moved(line: str) -> tuple[str, str]:
+    text, _, source = line.partition(MOVED_AT)
+    return text, short(source)
 
 
 @dataclass(frozen=True)
@@ -158,7 +181,7 @@ def _sizes_seen(launch: Launch, origin: Origin) -> dict[str, int]:
     return found
 
 
-def _program(launch: Launch, origin: Origin, seen: dict[str, int], sources: Sources) -> ProgramReport:
+def _program(launch: Launch, origin: Origin, seen: dict[str, int], sources: Sources, seconds: Seconds) -> ProgramReport:
     program = launch.program
     num_edges, num_rows, sizes = launch.seen or (_unseen(origin), None, ())
     leading = {"edge": num_edges, "at": num_edges, "row": num_rows}
@@ -198,6 +221,10 @@ def _program(launch: Launch, origin: Origin, seen: dict[str, int], sources: Sour
         tuple(value.name for value in origin.operators),
         unwritten,
         _total(unwritten),
+        to_text(program),
+        "" if launch.kernel is None else launch.kernel.source,
+        seconds.predicted.get(id(launch)),
+        seconds.measured.get(id(launch)),
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from plait.tools.explain_capture import Access, CaptureReport, DirectionReport, ProgramReport, count_names
+from plait.tools.explain_work import Tally, times_fewer
 
 if TYPE_CHECKING:
     from plait.tools.explain import Explanation
@@ -27,6 +29,83 @@ def human_bytes(count: int | None) -> str:
     return f"{count} B"
 
 
+def human_flops(count: int) -> str:
+    """
+    >>> human_flops(0), human_flops(1_340_000_000)
+    ('0', '1.34 GFLOP')
+    """
+    for unit, size in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} FLOP" if count else "0"
+
+
+def human_seconds(seconds: float | None) -> str:
+    """
+    >>> human_seconds(0.0123), human_seconds(2.5), human_seconds(3.4e-6)
+    ('12.3 ms', '2.5 s', '3.4 us')
+    """
+    if seconds is None:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def human_ratio(ratio: float | None) -> str:
+    """How many times less.
+
+    >>> human_ratio(6.894), human_ratio(48.2), human_ratio(None)
+    ('6.9x', '48x', '')
+    """
+    return "" if ratio is None else f"{ratio:.2g}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A line of the table: what, before, after, how many times less."""
+
+    what: str
+    before: str
+    after: str
+    times: str
+
+
+def compared(explanation: Explanation) -> list[Compared]:
+    """Before and after, line by line; "-" for a side that was not counted."""
+    sides = [None if run is None else run.tally for run in (explanation.before, explanation.after)]
+    lines = [_compared(what, [None if side is None else read(side) for side in sides], human) for what, read, human in COUNTS]
+    if any(explanation.step_s):
+        lines.append(_compared("seconds of a step, measured", list(explanation.step_s), human_seconds))
+    return lines
+
+
+def _compared(what: str, counts: Sequence[Any], human: Callable[[Any], str]) -> Compared:
+    before, after = counts
+    shown = ["-" if count is None else human(count) for count in counts]
+    return Compared(what, shown[0], shown[1], human_ratio(times_fewer(before, after)) if None not in counts else "")
+
+
+def _count(count: int) -> str:
+    return f"{count:,}"
+
+
+COUNTS: tuple[tuple[str, Callable[[Tally], int], Callable[[int], str]], ...] = (
+    ("operators on edges, a program being one", lambda side: side.edge_operators, _count),
+    ("operators on nodes, weights, index tables", lambda side: side.node_operators, _count),
+    ("operators inside of programs", lambda side: side.fused_operators, _count),
+    ("matrix products on edges", lambda side: side.edge_product_flops, human_flops),
+    ("matrix products on nodes", lambda side: side.node_product_flops, human_flops),
+    ("other arithmetic on edges", lambda side: side.edge_flops, human_flops),
+    ("other arithmetic on nodes", lambda side: side.node_flops, human_flops),
+    ("bytes read", lambda side: side.read_bytes, human_bytes),
+    ("bytes written", lambda side: side.written_bytes, human_bytes),
+    ("bytes kept for the backward", lambda side: side.kept_bytes, human_bytes),
+    ("kernels launched", lambda side: side.kernels, _count),
+)
+
+
 def to_text(explanation: Explanation) -> str:
     """The whole report."""
     return "\n".join(_report(explanation)) + "\n"
@@ -34,6 +113,12 @@ def to_text(explanation: Explanation) -> str:
 
 def _report(explanation: Explanation) -> Iterator[str]:
     yield _headline(explanation)
+    if explanation.before is not None or explanation.after is not None:
+        yield ""
+        rows = [(line.what, line.before, line.after, line.times) for line in compared(explanation)]
+        yield from _table(("one step", "before", "after", "less"), rows, "", right=(1, 2, 3))
+    if explanation.uncounted:
+        yield from _listed(explanation.uncounted)
     for capture in explanation.captures:
         yield ""
         if len(explanation.captures) > 1:
@@ -67,7 +152,7 @@ def _plural(count: int, noun: str) -> str:
 def _capture(capture: CaptureReport) -> Iterator[str]:
     programs = [program for direction in capture.directions for program in direction.programs]
     if programs:
-        yield from _table(_OVERVIEW, [_overview_row(program) for program in programs], "")
+        yield from _overview(programs)
     for direction in capture.directions:
         yield from _direction(direction)
     if capture.cached or capture.shared:
@@ -80,7 +165,8 @@ def _capture(capture: CaptureReport) -> Iterator[str]:
         yield ""
         yield f"computed again in the backward: {_plural(len(capture.recomputed), 'edge value')}"
         yield from _wrapped("  ", count_names(capture.recomputed).split(", "))
-    for title, lines in (("moved", capture.moved), ("left as it is", capture.notes)):
+    moved = [f"{text}\n{_cut(source)}" if source else text for text, source in capture.moved]
+    for title, lines in (("moved", moved), ("left as it is", list(capture.notes))):
         if lines:
             yield ""
             yield title
@@ -89,6 +175,19 @@ def _capture(capture: CaptureReport) -> Iterator[str]:
         yield ""
         yield "computed once per graph, found again by content"
         yield from _accesses([("  ", access) for access in capture.structure])
+
+
+def _overview(programs: Sequence[ProgramReport]) -> Iterator[str]:
+    header, rows = list(_OVERVIEW), [list(_overview_row(program)) for program in programs]
+    for title, seconds in (
+        ("measured", [program.measured_s for program in programs]),
+        ("predicted", [program.predicted_s for program in programs]),
+    ):
+        if any(seconds):
+            header.insert(5, title)
+            for row, number in zip(rows, seconds, strict=True):
+                row.insert(5, human_seconds(number))
+    yield from _table(header, rows, "", right=range(1, len(header) - 1))
 
 
 _OVERVIEW = ("program", "edges", "rows", "reads", "writes", "never written", "what")

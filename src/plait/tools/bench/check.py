@@ -19,8 +19,9 @@ ENTRY_TOLERANCE = 1e-3
 # flip moves a whole row of a weight gradient. Such layers are judged by the norm of the difference. EdgeConv on 20 k nodes and
 # 1 M edges: eager float32 is 3e-4 of the norm away from eager float64, plait 6e-4; a wrong gradient is 1e-1 and more.
 # The slope of a leaky ReLU flips where its operand is 0 but for rounding: of 4 M edges with 4 heads that happens to one or two,
-# and their gradients are others (GAT: Inductor and plait differ from eager in the same single entry).
-ALLOWED_NORM = {"": 0.0, "slope": 1e-4, "argmax": 5e-3}
+# and their gradients are others. GAT on 400 k nodes and 4 M edges, worst gradient: eager float32 is 1.4e-4 of the norm away
+# from float64, plait and Inductor 2.4e-4.
+ALLOWED_NORM = {"": 0.0, "slope": 1e-3, "argmax": 5e-3}
 
 
 @dataclass(frozen=True, kw_only=True)

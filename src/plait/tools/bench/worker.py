@@ -148,7 +148,7 @@ class Worker:
         from plait.tools.explain import explain as explain_model
 
         cell = self.loaded
-        found = explain_model(cell.model, cell.graph.x, *cell.edges)
+        found = explain_model(cell.model, cell.graph.x, *cell.edges, eager=False)
         programs = [program for capture in found.captures for part in capture.directions for program in part.programs]
         moved = {program.name: program.read_bytes + program.written_bytes for program in programs if program.engine == "kernel"}
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
