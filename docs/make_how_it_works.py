@@ -9,6 +9,7 @@ begin at the package.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import re
@@ -64,8 +65,8 @@ exponential, a sum and a division, as in any layer somebody may invent.
 {canonicalize}
 
 After this, equal calls become one (`edge_index[1]` is read twice above), edge dropout becomes a counter-based draw
-(none here), and products of edge rows that are made of gathers alone become products of node rows (none here: GATConv
-projects before it gathers).
+(none here), and what depends on one end of the edges moves to the nodes: products, and scores that are narrower than the
+rows they are made of (none here: GATConv projects and scores before it gathers).
 
 ## 3. Structure
 
@@ -146,7 +147,11 @@ def page() -> str:
 
 def explain_layer() -> str:
     import plait
+    from plait.costs import BY_BYTES
 
+    # without the times of this machine's memory, which the report would predict by
+    explaining = importlib.import_module("plait.tools.explain")
+    explaining.machine_costs = lambda: BY_BYTES  # type: ignore[attr-defined]
     names: dict[str, object] = {"plait": plait, "torch": torch, "GATConv": torch_geometric.nn.GATConv}
     torch.manual_seed(0)
     *setup, last = LAYER.splitlines()

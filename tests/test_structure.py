@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
+
+import plait
 
 SOURCE = pathlib.Path(__file__).parent.parent / "src" / "plait"
 MAX_LINES = 450
@@ -22,7 +26,8 @@ IMPORTS: dict[str, set[str]] = {
     "segment": {"errors", "graph"},
     "operators": {"errors", "segment"},
     "ir": {"errors", "graph", "segment"},
-    "passes": {"errors", "config", "ir", "segment", "operators"},
+    "costs": {"errors", "config"},
+    "passes": {"errors", "config", "costs", "ir", "segment", "operators"},
     "codegen": {"errors", "config", "native", "graph", "memory", "ir"},
     "capture": {
         "errors",
@@ -32,11 +37,14 @@ IMPORTS: dict[str, set[str]] = {
         "memory",
         "segment",
         "operators",
+        "costs",
         "ir",
         "passes",
         "codegen",
         "native",
     },
+    "sampling": {"errors", "config", "native", "memory", "graph"},
+    "loader": {"errors", "sampling"},
     "tools": {"everything"},
     "__init__": {"everything"},
     "__main__": {"everything"},
@@ -115,7 +123,7 @@ INITS = [path for path in FILES if path.name == "__init__.py"]
 
 @pytest.mark.parametrize("path", INITS, ids=[str(path.relative_to(SOURCE)) for path in INITS])
 def test_init_only_reexports(path: pathlib.Path) -> None:
-    """A docstring, imports, `__all__` and `__version__`."""
+    """A docstring, imports (now or when a name is asked for), `__all__` and `__version__`."""
     others = [node.lineno for node in parsed(path).body if not is_reexport(node)]
 
     assert not others, f"{path.parent.name}/__init__.py does more than re-export, in lines {others}"
@@ -128,8 +136,10 @@ def is_reexport(node: ast.stmt) -> bool:
         return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return all(isinstance(target, ast.Name) and target.id in ("__all__", "__version__") for target in targets)
-    return False
+        return all(isinstance(target, ast.Name) and target.id in ("__all__", "__version__", "_HOMES") for target in targets)
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING" and all(map(is_reexport, node.body))
+    return isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
 
 
 @each_file
@@ -178,3 +188,17 @@ def test_only_config_reads_the_environment(path: pathlib.Path) -> None:
     ]
 
     assert not reads, f"os.environ in lines {reads}: ask plait.config"
+
+
+def test_importing_the_package_does_not_wait_for_pytorch() -> None:
+    """`plait --help` answers at once; every public name is found when it is asked for."""
+    code = (
+        "import plait, sys; assert 'torch' not in sys.modules; [getattr(plait, name) for name in plait.__all__]; "
+        "assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="module 'plait' has no attribute 'nothing'"):
+        plait.nothing  # noqa: B018

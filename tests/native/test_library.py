@@ -350,6 +350,7 @@ def test_a_process_that_ends_takes_its_compilers_along(directory: pathlib.Path, 
 
 
 def test_an_interrupt_while_waiting_ends_the_compiler(slow_compiler: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
     source = slow_source()
     future = build(source, "slow")
     sleeper = wait_for(slow_compiler)
