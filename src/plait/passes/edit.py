@@ -43,6 +43,19 @@ def static(size: Any) -> int | None:
     return int(expression) if expression is not None and expression.is_number else None
 
 
+def hint(size: Any) -> float | None:
+    """A size of the graph that was captured; None where it depends on data. For choices that are right whatever it is."""
+    number = static(size)
+    if number is not None:
+        return float(number)
+    shapes = size.node.shape_env
+    if shapes is None:
+        return None
+    known = shapes.backed_var_to_val if hasattr(shapes, "backed_var_to_val") else shapes.var_to_val  # before torch 2.10
+    found = size.node.expr.xreplace(known)
+    return float(found) if found.is_number else None
+
+
 def inner_sizes(val: torch.Tensor, *, leading: bool = True) -> tuple[int, ...] | None:
     """The sizes without the leading axis, if all of them are static."""
     sizes = [static(size) for size in (val.shape[1:] if leading else val.shape)]

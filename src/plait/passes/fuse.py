@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import aten, is_call, is_tensor, static, value
+from plait.passes.edit import aten, hint, is_call, is_tensor, static, value
 
 Predicate = Callable[[Node], bool]
 
@@ -65,8 +65,10 @@ def find_edge_regions(graph: Graph, domains: Domains, fusable: Predicate) -> lis
     return [region for region in regions if _num_computing(region) >= 1 or region.rows is not None or region.totals]
 
 
-# fewer operators than this cost less as they are than one more launch
+# fewer operators than this cost less as they are than one more launch, but for large values: there most of the time of an
+# operator goes into the pages of a fresh result, and a kernel writes into a buffer that was used before
 _MIN_ROW_OPERATORS = 3
+_LARGE = 1 << 20  # numbers
 _MIN_ROWS = 512
 # a sum over everything of more columns than this, all of them accumulators in one loop, is more than a compiler is good for
 _MAX_TOTAL = 1024
@@ -82,7 +84,11 @@ def find_row_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list
         return num_rows is None or num_rows >= _MIN_ROWS
 
     regions = _grow(graph, domains, fusable, inside)
-    return [region for region in regions if _num_computing(region) >= _MIN_ROW_OPERATORS]
+    return [region for region in regions if _num_computing(region) >= (1 if _is_large(region) else _MIN_ROW_OPERATORS)]
+
+
+def _is_large(region: Region) -> bool:
+    return any(math.prod(hint(size) or 1.0 for size in value(node).shape) >= _LARGE for node in region.outputs)
 
 
 def _num_computing(region: Region) -> int:

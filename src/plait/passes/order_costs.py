@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import Node
 
 from plait import operators
 from plait.costs import Costs
-from plait.passes.edit import is_call, static, value
+from plait.passes.edit import hint, is_call, value
 from plait.passes.propagation import Propagation
 
 _TYPICAL_DEGREE = 16.0  # where a capture does not know the number of edges
@@ -48,24 +47,11 @@ class Sizes:
 
     @staticmethod
     def of(found: Propagation, x: int, y: int, heads: int) -> Sizes:
-        num_sources = _hint(value(found.source).shape[0]) or 10_000.0
-        num_rows = _hint(value(found.reduce).shape[0]) or num_sources
-        num_edges = _hint(value(found.gather).shape[0])
+        num_sources = hint(value(found.source).shape[0]) or 10_000.0
+        num_rows = hint(value(found.reduce).shape[0]) or num_sources
+        num_edges = hint(value(found.gather).shape[0])
         degree = num_edges / max(num_rows, 1.0) if num_edges is not None else _TYPICAL_DEGREE
         return Sizes(num_sources, num_rows, degree, x, y, heads)
-
-
-def _hint(size: Any) -> float | None:
-    """A size of the graph that was captured; None where it depends on data."""
-    number = static(size)
-    if number is not None:
-        return float(number)
-    shapes = size.node.shape_env
-    if shapes is None:
-        return None
-    known = shapes.backed_var_to_val if hasattr(shapes, "backed_var_to_val") else shapes.var_to_val  # before torch 2.10
-    found = size.node.expr.xreplace(known)
-    return float(found) if found.is_number else None
 
 
 def _gather_s(width: int, num_rows: float, sizes: Sizes, setting: Setting) -> float:
