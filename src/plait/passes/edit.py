@@ -89,6 +89,16 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+PRODUCTS = (aten.mm.default, aten.addmm.default)
+
+
+def product_parts(node: Node) -> tuple[Any, Any, Any] | None:
+    """(bias or None, rows, weight) of one of PRODUCTS; None for an addmm with alpha or beta."""
+    if node.kwargs:
+        return None
+    return (None, *arguments(node)[:2]) if is_call(node, aten.mm.default) else arguments(node)[:3]
+
+
 class Editor:
     """Adds nodes before `anchor`, with their values and `anchor`'s provenance."""
 

@@ -25,18 +25,16 @@ weighed with what rows of them cost on this machine (`plait.costs`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import Editor, arguments, aten, is_call, is_tensor, replace, static, value
+from plait.passes.edit import PRODUCTS, Editor, arguments, aten, is_call, is_tensor, product_parts, replace, static, value
 from plait.passes.order_costs import Setting, Sizes, seconds_behind, seconds_first
 from plait.passes.propagation import Factor, factor_of, propagate, propagation
 
 MARGIN = 1.05  # another order than the user's must be so many times cheaper, by the model
-_PRODUCTS = (aten.mm.default, aten.addmm.default)
 
 
 def order_products(graph: Graph, domains: Domains, setting: Setting) -> list[str]:
@@ -50,7 +48,7 @@ def order_products(graph: Graph, domains: Domains, setting: Setting) -> list[str
         line = None
         if is_call(node, operators.segment_reduce) and node.users:
             line = _behind(graph, node, domains, setting)
-        elif is_call(node, *_PRODUCTS):
+        elif is_call(node, *PRODUCTS):
             line = _before(graph, node, domains, setting)
         if line is not None:
             moved.append(line)
@@ -73,7 +71,7 @@ def _behind(graph: Graph, reduce: Node, domains: Domains, setting: Setting) -> s
     sizes = Sizes.of(found, width_x, width_y, heads)
     is_kept = len(_readers(found.source)) > 1  # something else reads x W: then the other order is one more product
     extra = setting.costs.product(sizes.num_sources, width_x, heads * width_y) if is_kept else 0.0
-    first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
+    first, behind = seconds_first(found, sizes, setting), seconds_behind(found, x, sizes, setting)
     if not _is_chosen("behind", behind + extra, first, setting):
         return None
     edit = Editor(graph, reduce)
@@ -101,7 +99,7 @@ def _count_rows_of(product: Node, x: Node) -> None:
 
 def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> str | None:
     """(sum_e c[e] gather(x)[e] + r) W = sum_e c[e] gather(x W)[e] + r W: the product moves before the propagation."""
-    parts = _product_parts(product)
+    parts = product_parts(product)
     if parts is None or domains.is_edge(product):
         return None
     bias, rows, weight = parts
@@ -117,7 +115,7 @@ def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> 
     sizes = Sizes.of(found, width_x, width_y, 1)
     num_others = sum(1 for term in terms if term.rows is not x and term is not sums[0])
     extra = num_others * setting.costs.product(sizes.num_rows, width_x, width_y) * (3 if setting.is_training else 1)
-    first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
+    first, behind = seconds_first(found, sizes, setting), seconds_behind(found, x, sizes, setting)
     if not _is_chosen("first", first + extra, behind, setting):
         return None
     edit = Editor(graph, product)
@@ -137,14 +135,6 @@ def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> 
     assert total is not None
     replace(product, edit.call(aten.add.Tensor, total, bias) if bias is not None else total)
     return f"{product.name}: product moved before the sum over edges, which carry {width_y} columns, not {width_x}"
-
-
-def _product_parts(node: Node) -> tuple[Any, Node, Node] | None:
-    """(bias or None, rows, weight)."""
-    if node.kwargs:  # addmm with alpha or beta
-        return None
-    bias, rows, weight = (None, *arguments(node)[:2]) if is_call(node, aten.mm.default) else arguments(node)[:3]
-    return (bias, rows, weight) if isinstance(rows, Node) and isinstance(weight, Node) else None
 
 
 @dataclass(frozen=True)

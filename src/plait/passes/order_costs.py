@@ -64,7 +64,7 @@ def _rows_s(num_columns: int, num_rows: float, setting: Setting) -> float:
     return setting.costs.stream(2 * 4.0 * num_columns * num_rows)
 
 
-def seconds_first(found: Propagation, x: Node, sizes: Sizes, setting: Setting) -> float:
+def seconds_first(found: Propagation, sizes: Sizes, setting: Setting) -> float:
     """x W, then the propagation: of the forward, and of the backward where there will be one."""
     wide = sizes.heads * sizes.y
     total = _gather_s(wide, sizes.num_sources, sizes, setting) + _rows_s(wide, sizes.num_sources, setting)
@@ -79,9 +79,8 @@ def seconds_behind(found: Propagation, x: Node, sizes: Sizes, setting: Setting) 
     """The propagation of x, then the product."""
     wide = sizes.heads * sizes.x
     total = _gather_s(sizes.x, sizes.num_sources, sizes, setting) + _rows_s(wide, sizes.num_rows, setting)
-    total += _rows_s(
-        sizes.y, sizes.num_rows, setting
-    )  # the product's result: what follows is no part of the propagation's kernel
+    # the product's result: what follows is no part of the propagation's kernel
+    total += _rows_s(sizes.y, sizes.num_rows, setting)
     if not setting.is_training:
         return total
     factor_s = 0.0

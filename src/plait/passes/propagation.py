@@ -78,8 +78,6 @@ def propagation(reduce: Node, domains: Domains) -> Propagation | None:
             return None
     if not isinstance(arguments(node)[0], Node) or value(arguments(node)[0]).dim() != 2:
         return None
-    if heads is None and is_summed:
-        return None
     return Propagation(reduce, node, tuple(factors), heads, is_summed)
 
 

@@ -18,11 +18,22 @@ from torch.fx import Graph, Node
 from plait import operators
 from plait.passes import edit
 from plait.passes.domains import Domains, keeps_rows
-from plait.passes.edit import Editor, argument, arguments, aten, is_call, is_tensor, same_shape, same_size, value
+from plait.passes.edit import (
+    PRODUCTS,
+    Editor,
+    argument,
+    arguments,
+    aten,
+    is_call,
+    is_tensor,
+    product_parts,
+    same_shape,
+    same_size,
+    value,
+)
 from plait.passes.reorganise.guards import is_more_work
 from plait.passes.structure import read_sizes_from_structure
 
-_PRODUCTS = (aten.mm.default, aten.addmm.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default)
 
 
@@ -57,22 +68,19 @@ def _num_products(node: Any, domains: Domains) -> int:
     """Products in a sum of edge values that can go behind the sum over edges."""
     if not isinstance(node, Node) or len(node.users) != 1:
         return 0
-    if is_call(node, *_PRODUCTS):
+    if is_call(node, *PRODUCTS):
         return int(_is_product_of_rows(node, domains))
     return sum(_num_products(item, domains) for item in _linear_operands(node))
 
 
 def _is_product_of_rows(node: Node, domains: Domains) -> bool:
-    bias, rows, weight = _parts(node)
-    if node.kwargs or domains.is_edge(weight) or not domains.is_edge(rows):
+    parts = product_parts(node)
+    if parts is None:
+        return False
+    bias, rows, weight = parts
+    if domains.is_edge(weight) or not domains.is_edge(rows):
         return False
     return bias is None or value(bias).dim() == 1 or same_size(value(bias).shape[0], 1)
-
-
-def _parts(node: Node) -> tuple[Any, Any, Any]:
-    if is_call(node, aten.mm.default):
-        return (None, *arguments(node)[:2])
-    return arguments(node)[0], arguments(node)[1], arguments(node)[2]
 
 
 def _linear_operands(node: Node) -> list[Any]:
@@ -126,7 +134,7 @@ class _Sums:
         """segment_sum(scale * item), with the products in it behind."""
         if _num_products(item, self.domains) == 0:
             return self._reduced(self._scaled(item))
-        if is_call(item, *_PRODUCTS):
+        if is_call(item, *PRODUCTS):
             return self._of_product(item)
         if is_call(item, *_VIEWS):
             inner = self.of(arguments(item)[0])
@@ -139,7 +147,9 @@ class _Sums:
         return self.edit.call(item.target, left, right)  # type: ignore[arg-type]
 
     def _of_product(self, item: Node) -> Node:
-        bias, rows, weight = _parts(item)
+        parts = product_parts(item)
+        assert parts is not None  # or it would not have been counted
+        bias, rows, weight = parts
         product = self.edit.call(aten.mm.default, self.of(rows), weight)
         if bias is None:
             return product
