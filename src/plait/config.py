@@ -21,12 +21,16 @@ class Options:
     rest: who runs what is not fused, "eager" or "inductor".
     order: where products with weights stand to propagations, A (X W) or (A X) W: "auto" (what costs less on this machine),
     "as_written", "first" (products before), "behind".
+    memory_budget: the most a training step may hold at once beyond its inputs, parameters and the graph's structure: bytes
+    (an int, 1 or more), or a share of what the un-compiled model would hold (a float). The backward then computes again as much
+    as it must; None keeps what is fastest and no value per edge and feature. Predicted for the sizes of the first call.
     stop_after: name of the last graph pass to run, for debugging; None runs them all.
     strict: a fallback is an error; None means what PLAIT_STRICT says.
     """
 
     rest: str = "eager"
     order: str = "auto"
+    memory_budget: int | float | None = None
     stop_after: str | None = None
     strict: bool | None = None
 
@@ -35,6 +39,9 @@ class Options:
             given = getattr(self, name)
             if given not in valid:
                 raise OptionError(f"{name}: expected one of {', '.join(map(repr, valid))}, got {given!r}")
+        budget = self.memory_budget
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
+            raise OptionError(f"memory_budget: expected bytes (an int) or a share of eager's peak (a float), got {budget!r}")
 
     @staticmethod
     def parse(given: dict[str, Any]) -> Options:

@@ -9,6 +9,10 @@ class OptionError(PlaitError, ValueError):
     """An option that does not exist, or a value it cannot take."""
 
 
+class MemoryBudgetError(OptionError):
+    """A `memory_budget` that no plan of the model fits; it names the smallest that one does."""
+
+
 class IndexMapError(PlaitError, IndexError):
     """An index map holds an entry outside the rows it points into."""
 

@@ -9,13 +9,14 @@ Legend: E fine rows (edges), N coarse rows.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import logging
 import pathlib
 import weakref
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,9 @@ _MAP_DTYPES = (torch.int32, torch.int64)
 _SORTED, _UNSORTED = -2, -1  # what a scan says when every entry is inside its range
 
 
+_TWO_WORDS = ctypes.c_uint64 * 2
+
+
 class ContentKey(NamedTuple):  # not a dataclass: it is hashed in every call of every kernel, and a tuple is ten times faster
     """high, low: 128 bits of hash; shape and dtype of the tensor."""
 
@@ -43,13 +47,14 @@ class ContentKey(NamedTuple):  # not a dataclass: it is hashed in every call of 
     dtype: torch.dtype
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Ordering:
     """A fine domain ordered by one map, other maps permuted along.
 
     num_edges, num_rows: E and N (N is 0 for the natural order).
     indptr: int64 [N + 1]; None for the natural (user's) order.
-    edge_id: int32 (int64 if E >= 2^31) [E], position in the user's order of entry k; None if not requested, or if entry k is k.
+    edge_id: int32 (int64 if E >= 2^31) [E], position in the user's order of entry k; None if entry k is k, and where
+        it was not requested, unless it was there.
     indices: the other maps, permuted, each [E]; all int32 if every range is below 2^31, otherwise all int64.
     is_identity: whether entry k is the user's edge k: the natural order, or a map that ascends already.
     """
@@ -60,6 +65,10 @@ class Ordering:
     edge_id: Tensor | None
     indices: tuple[Tensor, ...]
     is_identity: bool
+
+    def of_sorted(self) -> Ordering:
+        """The same for edge tensors that are sorted like it: entry k of them is entry k."""
+        return dataclasses.replace(self, edge_id=None, is_identity=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +123,12 @@ def content_key(t: Tensor) -> ContentKey:
         plain = t.detach().resolve_conj().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
         digest = hashlib.blake2b(plain.view(-1).view(torch.uint8).numpy().data, digest_size=16).digest()
         return ContentKey(int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"), shape, dtype)
-    out = (ctypes.c_uint64 * 2)()
+    out = _TWO_WORDS()
     if len(shape) == 1 and dtype in _MAP_DTYPES:
         native.plait_hash(address, shape[0], t.stride(0), dtype.itemsize, library.num_threads(), out)
         return ContentKey(out[0], out[1], shape, dtype)
-    t = t.detach().resolve_conj().resolve_neg().contiguous()
+    if dtype not in _MAP_DTYPES or not t.is_contiguous():
+        t = t.detach().resolve_conj().resolve_neg().contiguous()
     native.plait_hash(t.data_ptr(), t.numel() * dtype.itemsize, 1, 1, library.num_threads(), out)
     return ContentKey(out[0], out[1], shape, dtype)
 
@@ -150,7 +160,7 @@ def ordered(rows: Tensor, num_rows: int, others: Sequence[tuple[Tensor, int]], *
     wider = None if with_edge_id else STRUCTURE.get(("ordered", rows_key, others_key, True))
     if wider is not None:
         wide: Ordering = wider[0]
-        return replace(wide, edge_id=None)
+        return wide
     _check_vectors((rows, *[other for other, _ in others]), rows.numel())
     with torch.inference_mode(False):  # what is cached here must serve a training step too
         sort, indices = _sort(rows, num_rows, others, with_edge_id, _SORTS.get(rows_key))

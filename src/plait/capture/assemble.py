@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from plait import operators
-from plait.capture.launch import PRODUCTS, Launch, StructureCall, size_of
+from plait.capture.launch import PRODUCTS, QUICK, Launch, StructureCall
 from plait.capture.lower import DTYPES, Lowered, lower
 from plait.capture.lower_ops import LOWERINGS
 from plait.capture.origin import describe, describe_region, kept_values
@@ -45,13 +45,15 @@ def is_fusable(node: Node) -> bool:
     return inner_sizes(val) is not None
 
 
-def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: int) -> GraphModule:
+def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: int, build: bool = True) -> GraphModule:
     """Splits off the structure, fuses, lowers, starts the build of the kernels; returns the graph that runs. Edits `gm`.
 
     The first `num_returned` outputs reach the user; the backward graph has index maps of its own, the others the user's.
     """
     graph = gm.graph
-    if direction != "backward":
+    if direction == "backward":
+        _drop_asserts(graph)
+    else:
         own_maps(graph)
     structure = split_structure(graph, StructureCall, num_returned) if record.wants("structure") else None
     if structure is not None:
@@ -64,7 +66,8 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
         launches += _fuse(graph, find_edge_regions, direction, record, 0)
     if record.wants("row_regions"):
         launches += _fuse(graph, find_row_regions, direction, record, len(launches))
-    _build(launches, record)
+    if build:
+        _build(launches, record)
     record.launches[direction] = launches
     if direction == "forward":
         record.kept = kept_values(graph, num_returned)
@@ -126,15 +129,15 @@ def quicken(graph: Graph) -> None:
     """The same calls with less around them, for what runs as it is.
 
     Matrix products write into reused buffers (half of a dense step on many rows is page faults on fresh ones), and a size is
-    asked of the tensor, not of an operator, which takes twenty times as long.
+    or a transpose is asked of the tensor, not of an operator, which takes ten to twenty times as long.
     """
     for node in graph.nodes:
         if node.op != "call_function" or node.kwargs:
             continue
         if node.target in PRODUCTS and value(node).device.type == "cpu":
             node.target = PRODUCTS[node.target]
-        elif node.target is aten.sym_size.int:
-            node.target = size_of
+        elif node.target in QUICK:
+            node.target = QUICK[node.target]
 
 
 def _install(graph: Graph, region: Region, lowered: Lowered, launch: Callable[..., Any], replaced: dict[Node, Node]) -> None:
@@ -202,6 +205,13 @@ def _num_edges(edit: Editor, region: Region, lowered: Lowered, tensors: tuple[No
         if node.target is operators.uniform:
             return node.args[1]
     raise UnsupportedError("a region whose number of edges is unknown")
+
+
+def _drop_asserts(graph: Graph) -> None:
+    """The backward's copies of checks of sizes: the sizes come from the forward, which has checked them."""
+    for node in graph.find_nodes(op="call_function", target=aten._assert_scalar.default):
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _edge_work(graph: Graph) -> set[Node]:

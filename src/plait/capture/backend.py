@@ -10,25 +10,24 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch._aot_autograd.utils import make_boxed_func
-from torch._functorch.partitioners import default_partition
 from torch.fx import Graph, GraphModule, Node
 
 from plait import graph as graph_structure
-from plait import operators
-from plait.capture.assemble import assemble, is_fusable
+from plait.capture.again import Again
+from plait.capture.assemble import assemble
 from plait.capture.origin import source_lines
+from plait.capture.partition import Halves, Joint, copy_graph, eager_peak, partition
 from plait.capture.record import Record, new_record
 from plait.capture.region import Region
+from plait.capture.step import step_of
 from plait.capture.trace import forward_graph, mark_dropout, specialize_floats
 from plait.capture.tune import machine_costs
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError
-from plait.passes import domains as domains_pass
 from plait.passes import pipeline
 from plait.passes.edit import is_integral, is_tensor
 from plait.passes.order_costs import Setting
-from plait.passes.recompute import forward_nodes, recompute_edges
-from plait.passes.structure import structural_nodes
+from plait.passes.recompute import forward_nodes
 
 log = logging.getLogger("plait")
 Callback = Callable[..., Any]
@@ -88,40 +87,49 @@ def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], record: R
     record.dump("captured", gm.print_readable(print_output=False))
     _run_passes(forward, pipeline.FORWARD, record, _forward_setting(forward.graph, example_inputs, record.order))
     eager = GraphModule(forward, copy_graph(forward.graph))
-    return _differentiable(_aot(forward, example_inputs, record), eager)
+    budget = _budget_bytes(gm, example_inputs, record)
+    return _aot(forward, example_inputs, Again(eager), record, budget)
 
 
 def _compile_as_captured(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Callback:
     """Without the passes before autograd: for graphs with rules for gradients of their own. Regions are fused all the same."""
     captured = GraphModule(gm, copy_graph(gm.graph))
-    return _differentiable(_aot(captured, example_inputs, record), GraphModule(gm, copy_graph(gm.graph)))
+    again = Again(GraphModule(gm, copy_graph(gm.graph)))
+    return _aot(captured, example_inputs, again, record, _budget_bytes(gm, example_inputs, record))
 
 
-def copy_graph(graph: Graph) -> Graph:
-    """A copy that shares the values in `meta`, which must keep their symbols."""
-    new = Graph()
-    new.output(new.graph_copy(graph, {}))
-    return new
+def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: Record, budget: int | None) -> Callback:
+    """The graph cut into forward and backward by AOTAutograd, each half assembled, and the function that runs them.
 
+    budget: bytes a training step may hold, or None.
+    """
+    halves: list[Halves] = []
 
-def _differentiable(compiled: Callback, eager: GraphModule) -> Callback:
-    return torch._dynamo.disable(Region(compiled, eager), reason="plait's compiled region")  # type: ignore[no-any-return]
-
-
-def _aot(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Callback:
     def inference(graph: GraphModule, _: Any) -> Callback:
         _run_passes(graph, pipeline.JOINT, record, _settled(set(graph.graph.nodes), record.order))
         return _boxed(assemble(graph, "inference", record, num_returned=_ALL), None)
 
-    backend = aot_autograd(
-        fw_compiler=_boxed,
-        bw_compiler=_boxed,
-        inference_compiler=inference,
-        partition_fn=lambda *args, **kwargs: partition(*args, record=record, **kwargs),
-    )
+    def cut(joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
+        forward_part = forward_nodes(joint.graph, num_fwd_outputs)
+        _run_passes(joint, pipeline.JOINT, record, _settled(forward_part, record.order))
+        halves.append(partition(Joint(joint, inputs, num_fwd_outputs, kwargs), record, budget))
+        return halves[0].forward, halves[0].backward
+
+    backend = aot_autograd(fw_compiler=_boxed, bw_compiler=_boxed, inference_compiler=inference, partition_fn=cut)
     # a donated buffer would forbid `retain_graph=True`; our buffers go back to the pool by their reference counts anyway
     with torch._functorch.config.patch(donated_buffer=False):
-        return backend(gm, example_inputs)
+        compiled = backend(gm, example_inputs)
+    step = step_of(halves[0] if halves else None, len(example_inputs), again)
+    region: Callback = step if step is not None else Region(compiled, again)
+    return torch._dynamo.disable(region, reason="plait's compiled region")  # type: ignore[no-any-return]
+
+
+def _budget_bytes(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> int | None:
+    """The bytes that `memory_budget` stands for."""
+    budget = record.memory_budget
+    if budget is None or isinstance(budget, int):
+        return budget
+    return int(budget * eager_peak(gm, example_inputs)) or None
 
 
 def _forward_setting(graph: Graph, example_inputs: Sequence[Any], order: str) -> Setting:
@@ -155,39 +163,6 @@ def _run_passes(gm: GraphModule, passes: tuple[pipeline.Pass, ...], record: Reco
         record.left.update(remarks.left)
         gm.recompile()
         record.dump(item.name, gm.print_readable(print_output=False))
-
-
-def partition(
-    joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, record: Record, **kwargs: Any
-) -> tuple[GraphModule, GraphModule]:
-    """Splits the joint graph of forward and backward; edge values are computed again, kernels of both are planned together."""
-    graph = joint.graph
-    _run_passes(joint, pipeline.JOINT, record, _settled(forward_nodes(graph, num_fwd_outputs), record.order))
-    spare = copy_graph(graph)
-    if record.wants("recompute"):
-        domains = domains_pass.infer(graph)
-        structure = set(structural_nodes(graph))
-        plan = recompute_edges(graph, num_fwd_outputs, domains, lambda node: is_fusable(node) and node not in structure)
-        record.recomputed.extend(plan.recomputed)
-    forward, backward = default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
-    forward = assemble(forward, "forward", record, num_returned=num_fwd_outputs)
-    if record.recomputed and has_extremum(forward.graph):
-        # its gradient compares entries with the result bit by bit: what no kernel computed must not be computed again by one
-        record.note("a maximum or minimum stays outside of the kernels: edge values are kept, not recomputed")
-        record.recomputed.clear()
-        kwargs.pop("static_lifetime_input_nodes", None)  # nodes of the graph that was cut just now
-        forward, backward = default_partition(GraphModule(joint, spare), inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
-        forward = assemble(forward, "forward", record, num_returned=num_fwd_outputs)
-    return forward, assemble(backward, "backward", record, num_returned=_ALL)
-
-
-def has_extremum(graph: Graph) -> bool:
-    """Whether a maximum or minimum over rows runs as an operator of its own."""
-    return any(
-        node.target is operators.segment_reduce and node.args[3] in ("max", "min")
-        for node in graph.nodes
-        if node.op == "call_function"
-    )
 
 
 def _boxed(gm: GraphModule, _: Any) -> Callback:

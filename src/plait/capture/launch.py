@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from plait import graph, memory, operators
+from plait.capture.last_graph import Found, LastGraph
 from plait.codegen.kernel import Kernel
 from plait.errors import CompilerError, IndexMapError
 from plait.ir.interpret import interpret
@@ -34,6 +34,7 @@ class Launch:
         self.program = program
         self.kernel: Kernel | None = None  # set when its build has begun
         self.seen: tuple[int, int, tuple[int, ...]] | None = None  # num_edges, num_rows, sizes of the last call, for reports
+        self.last: LastGraph | None = None
         self.on_failure = on_failure
         self.with_edge_id = program.needs_edge_position()
         self.edge_slots = [slot for slot, item in enumerate(program.inputs) if item.access == "edge"]
@@ -45,29 +46,13 @@ class Launch:
         num_edges: int,
         num_rows: int,
         rows: Tensor | None,
-        maps: Sequence[Tensor],
-        sizes: Sequence[int],
+        maps: tuple[Tensor, ...],
+        sizes: tuple[int, ...],
         tensors: Sequence[Tensor],
     ) -> list[Tensor]:
-        self.seen = (num_edges, num_rows, tuple(sizes))
-        with_edge_id = self.with_edge_id
-        if rows is not None and self.only_reads_edges and all(graph.is_frozen(tensors[slot]) for slot in self.edge_slots):
-            # values of the graph alone (a normalisation) are sorted once, and then read as they come
-            tensors = list(tensors)
-            for slot in self.edge_slots:
-                tensors[slot] = graph.sorted_values(tensors[slot], rows, num_rows)
-            with_edge_id = False
-        try:
-            structure = self._structure(num_edges, num_rows, rows, maps, sizes, with_edge_id)
-        except IndexMapError:
-            if not self.wrap:
-                raise
-            # checked only after it failed: indices that count from the end are rare, and legal in x[index]
-            maps = [operators.wrapped(item, size) for item, size in zip(maps, sizes, strict=True)]
-            rows = operators.wrapped(rows, num_rows) if rows is not None else None
-            structure = self._structure(num_edges, num_rows, rows, maps, sizes, with_edge_id)
-        if with_edge_id != self.with_edge_id:
-            structure = dataclasses.replace(structure, is_identity=True)  # entry k of what it reads is entry k of the ordering
+        self.seen = (num_edges, num_rows, sizes)
+        found = self.last.of(num_rows, rows, maps, sizes, tensors) if self.last is not None else None
+        ordering, in_order, tensors = found or self._find(num_edges, num_rows, rows, maps, sizes, tensors)
         if self.kernel is not None:
             try:
                 self.kernel.wait()
@@ -75,16 +60,48 @@ class Launch:
                 self.kernel = None
                 self.on_failure(f"{self.program.name}: {error}")
             else:
-                return self.kernel(tensors, structure, num_rows, num_edges)
-        return interpret(self.program, tensors, structure)
+                return self.kernel(tensors, ordering, num_rows, num_edges, in_order=in_order)
+        return interpret(self.program, tensors, ordering.of_sorted() if in_order else ordering)
+
+    def _find(
+        self,
+        num_edges: int,
+        num_rows: int,
+        rows: Tensor | None,
+        maps: tuple[Tensor, ...],
+        sizes: tuple[int, ...],
+        tensors: Sequence[Tensor],
+    ) -> Found:
+        """What the kernel reads the edges by, found by the content of the maps; built if they are new."""
+        edges = [tensors[slot] for slot in self.edge_slots]
+        # values of the graph alone (a normalisation) are sorted once, and then read as they come
+        in_order = rows is not None and self.only_reads_edges and all(map(graph.is_frozen, edges))
+        read = tensors
+        if in_order and rows is not None:
+            read = list(tensors)
+            for slot, item in zip(self.edge_slots, edges, strict=True):
+                read[slot] = graph.sorted_values(item, rows, num_rows)
+        with_edge_id = self.with_edge_id and not in_order
+        given = (rows, maps)
+        try:
+            ordering = self._structure(num_edges, num_rows, rows, maps, sizes, with_edge_id)
+        except IndexMapError:
+            if not self.wrap:
+                raise
+            # checked only after it failed: indices that count from the end are rare, and legal in x[index]
+            maps = tuple([operators.wrapped(item, size) for item, size in zip(maps, sizes, strict=True)])
+            rows = operators.wrapped(rows, num_rows) if rows is not None else None
+            ordering = self._structure(num_edges, num_rows, rows, maps, sizes, with_edge_id)
+        self.last = LastGraph.remember(num_rows, *given, sizes, ordering, self.edge_slots if in_order else (), tensors, read)
+        return ordering, in_order, read
 
     def _structure(
         self,
         num_edges: int,
         num_rows: int,
         rows: Tensor | None,
-        maps: Sequence[Tensor],
-        sizes: Sequence[int],
+        maps: tuple[Tensor, ...],
+        sizes: tuple[int, ...],
         with_edge_id: bool,
     ) -> graph.Ordering:
         others = list(zip(maps, sizes, strict=True))
@@ -127,7 +144,8 @@ def _private(item: Tensor, inputs: Sequence[Any]) -> Tensor:
     storages = {other.untyped_storage().data_ptr() for other in inputs if isinstance(other, Tensor)}
     if item.untyped_storage().data_ptr() in storages or not item.is_contiguous():
         item = item.clone(memory_format=torch.contiguous_format)
-    return graph.freeze(item)
+    # autograd saves a view as another tensor object, and by the object it is known again (see `capture.last_graph`)
+    return graph.freeze(item.detach() if item._is_view() else item)
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
@@ -142,8 +160,30 @@ def size_of(tensor: Tensor, axis: int) -> Any:
     return tensor.shape[axis]
 
 
+def _view(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Says of a call that its result has no memory of its own, as operators say it."""
+    function.is_view = True  # type: ignore[attr-defined]
+    return function
+
+
+@_view
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.t()
+
+
+@_view
+def viewed(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    return tensor.view(shape)
+
+
 # products that write into buffers of the pool
 PRODUCTS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.mm.default: _mm,
     torch.ops.aten.addmm.default: _addmm,
+}
+# what a method of the tensor does in less time than the operator
+QUICK: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.sym_size.int: size_of,
+    torch.ops.aten.t.default: transposed,
+    torch.ops.aten.view.default: viewed,
 }

@@ -13,6 +13,7 @@ from plait.capture.origin import Origin, Value
 from plait.config import Options, environment
 from plait.errors import UnsupportedError
 from plait.ir.program import Program
+from plait.passes.keep import Dropped
 from plait.passes.pipeline import wanted
 
 log = logging.getLogger("plait")
@@ -31,6 +32,17 @@ class Fallback:
         return f"{self.stage}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes a training step keeps between forward and backward, and the most it holds at once.
+
+    Beyond its inputs and parameters, and without the structure, which is held once per graph; outputs and gradients count.
+    """
+
+    kept_bytes: int
+    peak_bytes: int
+
+
 @dataclass
 class Record:
     """One captured graph: its programs by direction, what is kept for the backward, what was moved, what fell back."""
@@ -45,6 +57,9 @@ class Record:
     structural: list[Value] = field(default_factory=list)  # what is computed once per graph, as `structure` names it
     origins: dict[str, Origin] = field(default_factory=dict)  # program name -> what of the user's model it is
     recomputed: list[str] = field(default_factory=list)
+    memory_budget: float | None = None  # as in `plait.config.Options`
+    dropped: list[Dropped] = field(default_factory=list)  # values over nodes that are computed again to fit the budget
+    prediction: Prediction | None = None  # of a training step
     structure: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)  # graph node -> why it was not rewritten
@@ -87,6 +102,10 @@ class Record:
             source = sources.get(line.partition(":")[0])
             self.moved.append(f"{line}{MOVED_AT}{source}" if source else line)
 
+    def scratch(self) -> Record:
+        """A record for a plan that is tried and thrown away: nothing is written, nothing is warned of."""
+        return _Scratch(stop_after=self.stop_after, order=self.order, strict=False)
+
     def is_strict(self) -> bool:
         return environment().strict if self.strict is None else self.strict
 
@@ -103,6 +122,17 @@ class Record:
         )
 
 
+class _Scratch(Record):
+    def dump(self, stage: str, text: str, suffix: str = "txt") -> None:
+        pass
+
+    def note(self, line: str) -> None:
+        pass
+
+    def fall_back(self, stage: str, reason: str) -> None:
+        pass
+
+
 RECORDS: list[Record] = []
 _KEPT = 64
 
@@ -113,7 +143,12 @@ _NUMBERS = itertools.count()
 def new_record(options: Options) -> Record:
     """A record for a capture that begins; the last ones are kept for `plait.explain`."""
     record = Record(
-        strict=options.strict, stop_after=options.stop_after, rest=options.rest, order=options.order, number=next(_NUMBERS)
+        strict=options.strict,
+        stop_after=options.stop_after,
+        rest=options.rest,
+        order=options.order,
+        memory_budget=options.memory_budget,
+        number=next(_NUMBERS),
     )
     RECORDS.append(record)
     del RECORDS[:-_KEPT]

@@ -90,6 +90,7 @@ class Kernel:
         self._symbol = symbol
         self._functions: dict[_Variant, Any] = {}
         self._is_built = False
+        self._checked: object = None  # sizes and dtypes of the last call that were right
         self._needs_position = program.needs_edge_position()
         self._arguments = ctypes.c_void_p * (len(program.inputs) + len(program.outputs) + 2 + len(program.maps))
         self._inputs = tuple((item.shape, item.dtype, item.access, item.index_map) for item in program.inputs)
@@ -101,24 +102,49 @@ class Kernel:
             self._function((torch.int32, torch.int32))
             self._is_built = True
 
-    def __call__(self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int) -> list[Tensor]:
-        """Run it: tensors by input, the ordering, its sizes -> the outputs."""
+    def __call__(
+        self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int, *, in_order: bool = False
+    ) -> list[Tensor]:
+        """Run it: tensors by input, the ordering, its sizes -> the outputs. in_order: edge tensors are sorted already."""
         if _profiler_enabled():
             with torch.profiler.record_function(self.program.name):
-                return self._launch(tensors, structure, num_rows, num_edges)
-        return self._launch(tensors, structure, num_rows, num_edges)
+                return self._launch(tensors, structure, num_rows, num_edges, in_order)
+        return self._launch(tensors, structure, num_rows, num_edges, in_order)
 
     # in one piece: every call of a helper costs as much as a few of these lines, and this runs in each step
-    def _launch(self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int) -> list[Tensor]:
+    def _launch(
+        self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int, in_order: bool
+    ) -> list[Tensor]:
+        checked = (num_rows, num_edges, len(structure.indices), [(tensor.shape, tensor.dtype) for tensor in tensors])
+        if checked != self._checked:  # most calls come with the sizes of the one before
+            self._check(tensors, structure, num_rows, num_edges)
+            self._checked = checked
+        if self._needs_position and structure.edge_id is None and not (structure.is_identity or in_order):
+            raise ShapeError(f"{self.program.name}: reads or writes edges in the user's order, and the ordering has no edge_id")
+        # copies must live until the launch is over
+        held = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+        pointers: list[int | None] = [tensor.data_ptr() for tensor in held]
+        outputs = []
+        for space, shape, dtype in self._outputs:
+            full = shape if space is Space.DENSE else ((num_rows if space is Space.ROW else num_edges), *shape)
+            out = memory.empty(full, dtype)
+            outputs.append(out)
+            pointers.append(out.data_ptr())
+        pointers.append(structure.indptr.data_ptr() if structure.indptr is not None else None)
+        edge_id, indices = None if in_order else structure.edge_id, structure.indices
+        pointers.append(edge_id.data_ptr() if edge_id is not None else None)
+        pointers += [index.data_ptr() for index in indices]
+        variant = (indices[0].dtype if indices else torch.int32, edge_id.dtype if edge_id is not None else torch.int32)
+        function = self._functions.get(variant) or self._function(variant)
+        function(self._arguments(*pointers), num_rows, num_edges, library.num_threads())
+        return outputs
+
+    def _check(self, tensors: Sequence[Tensor], structure: Ordering, num_rows: int, num_edges: int) -> None:
         if len(tensors) != len(self._inputs) or len(structure.indices) != len(self.program.maps):
             raise ShapeError(
                 f"{self.program.name}: expected {len(self._inputs)} tensors and {len(self.program.maps)} index maps, "
                 f"got {len(tensors)} and {len(structure.indices)}"
             )
-        if self._needs_position and structure.edge_id is None and not structure.is_identity:
-            raise ShapeError(f"{self.program.name}: reads or writes edges in the user's order, and the ordering has no edge_id")
-        held: list[Tensor] = []  # copies that must live until the launch is over
-        pointers: list[int | None] = []
         sizes = {"edge": num_edges, "row": num_rows}
         for number, (tensor, (shape, dtype, access, _)) in enumerate(zip(tensors, self._inputs, strict=True)):
             given = tensor.shape
@@ -129,24 +155,6 @@ class Kernel:
                     raise self._shape_error(number, tensor, num_rows, num_edges)
             if given != shape or tensor.dtype is not dtype or (access != "dense" and not tensor.dim()):
                 raise self._shape_error(number, tensor, num_rows, num_edges)
-            if not tensor.is_contiguous():
-                tensor = tensor.contiguous()
-                held.append(tensor)
-            pointers.append(tensor.data_ptr())
-        outputs = []
-        for space, shape, dtype in self._outputs:
-            full = shape if space is Space.DENSE else ((num_rows if space is Space.ROW else num_edges), *shape)
-            out = memory.empty(full, dtype)
-            outputs.append(out)
-            pointers.append(out.data_ptr())
-        pointers.append(structure.indptr.data_ptr() if structure.indptr is not None else None)
-        edge_id, indices = structure.edge_id, structure.indices
-        pointers.append(edge_id.data_ptr() if edge_id is not None else None)
-        pointers += [index.data_ptr() for index in indices]
-        variant = (indices[0].dtype if indices else torch.int32, edge_id.dtype if edge_id is not None else torch.int32)
-        function = self._functions.get(variant) or self._function(variant)
-        function(self._arguments(*pointers), num_rows, num_edges, library.num_threads())
-        return outputs
 
     def _function(self, variant: _Variant) -> Any:
         function = getattr(self._shared.build(variant).result(), self._symbol)

@@ -11,6 +11,7 @@ from plait.errors import OptionError
 from plait.passes import domains
 from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.dropout import decide_dropout
+from plait.passes.identities import drop_identities
 from plait.passes.order import order_products
 from plait.passes.order_costs import Setting
 from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products
@@ -39,6 +40,11 @@ class Pass:
 
 def _fills(graph: Graph, setting: Setting) -> Remarks:
     materialize_fills(graph)
+    return Remarks()
+
+
+def _identities(graph: Graph, setting: Setting) -> Remarks:
+    drop_identities(graph)
     return Remarks()
 
 
@@ -87,6 +93,7 @@ FORWARD: tuple[Pass, ...] = (
 )
 
 JOINT: tuple[Pass, ...] = (
+    Pass("identities", _identities),  # autograd's detached and twice transposed values are the values themselves
     Pass("joint_fills", _fills),  # autograd makes new fills and new spellings
     Pass("joint_canonicalize", _canonicalize),
     Pass("joint_merge", _merge),  # what the backward computes as the forward did is kept once, or recomputed on purpose

@@ -34,14 +34,23 @@ def recompute_edges(
 ) -> RecomputePlan:
     """Gives the backward its own copies of recomputable edge values; edits the joint `graph`."""
     forward = forward_nodes(graph, num_forward_outputs)
-    _separate(graph, forward)
-    copies: dict[Node, Node] = {}
 
     def wanted(node: Node) -> bool:
         return node in forward and node.op == "call_function" and domains.is_edge(node) and is_recomputable(node)
 
+    return RecomputePlan(give_copies(graph, forward, wanted))
+
+
+def give_copies(graph: Graph, forward: set[Node], wanted: Callable[[Node], bool]) -> tuple[str, ...]:
+    """The backward reads copies of its own of every wanted forward value; their names. Edits the joint `graph`.
+
+    A copy reads copies of the wanted values below it, and what else it reads from the forward.
+    """
+    _separate(graph, forward)
+    copies: dict[Node, Node] = {}
+
     def copy_of(node: Node, before: Node) -> Node:
-        """The backward's copy of `node` and of everything per edge below it, inserted before its first reader."""
+        """The backward's copy of `node` and of everything wanted below it, inserted before its first reader."""
         stack = [node]
         while stack:
             item = stack[-1]
@@ -66,7 +75,7 @@ def recompute_edges(
         for item in node.all_input_nodes:
             if wanted(item):
                 node.replace_input_with(item, copy_of(item, node))
-    return RecomputePlan(tuple(node.name for node in copies))
+    return tuple(node.name for node in copies)
 
 
 def _separate(graph: Graph, forward: set[Node]) -> None:

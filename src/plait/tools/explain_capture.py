@@ -84,8 +84,10 @@ class CaptureReport:
     """One captured graph.
 
     cached: tensors the forward keeps for the backward; cached_bytes: their sum. shared: those it keeps that the user or the
-    structure holds anyway. recomputed: edge values the backward computes again. moved: laws that were applied,
-    each with the line of the model that made what it moved, "" where unknown.
+    structure holds anyway. recomputed: edge values the backward computes again. dropped: values over nodes that it computes
+    again to fit `memory_budget`, with their bytes. peak_bytes: the most a training step is predicted to hold at once, outputs
+    and gradients included; None without a backward. moved: laws that were applied, each with the line of the model that made
+    what it moved, "" where unknown.
     structure: computed once per graph. notes: what was left as it was, and why. fallbacks: what runs as PyTorch runs it.
     """
 
@@ -95,6 +97,8 @@ class CaptureReport:
     cached_bytes: int
     shared: tuple[Access, ...]
     recomputed: tuple[str, ...]
+    dropped: tuple[tuple[str, int], ...]
+    peak_bytes: int | None
     moved: tuple[tuple[str, str], ...]
     structure: tuple[Access, ...]
     notes: tuple[str, ...]
@@ -132,6 +136,8 @@ def describe_capture(record: Record, input_names: tuple[str, ...], seconds: Seco
         _total(cached),
         tuple(access for kind, access in kept if kind in ("input", "structure")),
         tuple(record.recomputed),
+        tuple((item.name, item.num_bytes) for item in record.dropped),
+        record.prediction.peak_bytes if record.prediction is not None else None,
         tuple(_moved(line) for line in record.moved),
         _once_per_graph(record, seen, sources),
         tuple(without_paths(note) for note in record.notes),

@@ -8,13 +8,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from plait.capture.launch import Launch
 from plait.costs import Costs
+from plait.graph import Ordering
 from plait.ir import ops
 from plait.ir.interpret import interpret
 from plait.ir.program import Node, Program, Space
@@ -152,13 +152,15 @@ class _Watched:
         if self.kernel is not None:
             self.kernel.wait()
 
-    def __call__(self, tensors: Sequence[Tensor], structure: Any, num_rows: int, num_edges: int) -> list[Tensor]:
+    def __call__(
+        self, tensors: Sequence[Tensor], ordering: Ordering, num_rows: int, num_edges: int, *, in_order: bool = False
+    ) -> list[Tensor]:
         start = time.perf_counter()
         if self.kernel is None:
             with torch.utils._python_dispatch._disable_current_modes():  # a program counts as a program
-                outputs = interpret(self.launch.program, tensors, structure)
+                outputs = interpret(self.launch.program, tensors, ordering.of_sorted() if in_order else ordering)
         else:
-            outputs = self.kernel(tensors, structure, num_rows, num_edges)
+            outputs = self.kernel(tensors, ordering, num_rows, num_edges, in_order=in_order)
         self.done(self.launch, tensors, outputs, time.perf_counter() - start)
         return outputs
 

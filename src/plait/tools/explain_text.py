@@ -165,6 +165,13 @@ def _capture(capture: CaptureReport) -> Iterator[str]:
         yield ""
         yield f"computed again in the backward: {_plural(len(capture.recomputed), 'edge value')}"
         yield from _wrapped("  ", count_names(capture.recomputed).split(", "))
+    if capture.dropped:
+        yield ""
+        yield f"computed again to fit the memory budget: {_plural(len(capture.dropped), 'value')} over nodes"
+        yield from _wrapped("  ", [f"{name} {human_bytes(size)}" for name, size in capture.dropped])
+    if capture.peak_bytes is not None:
+        yield ""
+        yield f"predicted: a step holds at most {human_bytes(capture.peak_bytes)} at once, outputs and gradients included"
     moved = [f"{text}\n{_cut(source)}" if source else text for text, source in capture.moved]
     for title, lines in (("moved", moved), ("left as it is", list(capture.notes))):
         if lines:

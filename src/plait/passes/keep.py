@@ -1,0 +1,154 @@
+"""Which values over nodes the backward keeps and which it computes again, from the one that costs least for its bytes on.
+
+Kept is what the forward makes and the backward reads. Dropping a value means that the backward computes it again from what is
+still kept; as in recomputation by checkpoints (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016), with the
+cost of each value instead of whole layers. A dropped value may take others with it into the backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, Node
+
+from plait import operators
+from plait.costs import Costs
+from plait.passes.domains import Domains
+from plait.passes.edit import PRODUCTS, aten, hint, is_call, is_integral, is_tensor, product_parts, value
+from plait.passes.liveness import num_bytes, results_of
+from plait.passes.recompute import forward_nodes, give_copies
+from plait.passes.structure import structural_nodes
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A value the backward computes again: its bytes, and the seconds of the work that is repeated for it."""
+
+    name: str
+    num_bytes: int
+    seconds: float
+
+
+class Keeper:
+    """What the forward of a joint graph keeps. Made behind `recompute_edges`: values per edge are gone from it by then."""
+
+    def __init__(self, graph: Graph, num_forward_outputs: int, domains: Domains, costs: Costs) -> None:
+        self.graph = graph
+        self.domains = domains
+        self.costs = costs
+        self.forward = forward_nodes(graph, num_forward_outputs)
+        self.structure = set(structural_nodes(graph))
+        returned = {node for node in results_of(graph)[:num_forward_outputs] if isinstance(node, Node)}
+        self.kept = {
+            node
+            for node in self.forward
+            if node.op == "call_function" and is_tensor(node) and any(user not in self.forward for user in node.users)
+        }
+        self.kept -= {node for node in self.kept if node not in self.structure and self._only_returned(node)}
+        pinned = self._under_extrema()
+        self._free = [
+            node
+            for node in graph.nodes
+            if node in self.kept
+            and node not in returned
+            and node not in self.structure
+            and node not in pinned
+            and not is_integral(node)
+        ]
+
+    def _only_returned(self, node: Node) -> bool:
+        return all(user in self.forward or user.op == "output" for user in node.users)
+
+    def _under_extrema(self) -> set[Node]:
+        """A maximum and everything it is made of: its gradient compares entries with the result bit by bit, so that neither
+        may come from another kernel than before."""
+        stack = [node for node in self.forward if is_call(node, operators.segment_reduce) and node.args[3] in ("max", "min")]
+        found: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack.extend(node.all_input_nodes)
+        return found
+
+    def order(self) -> list[Dropped]:
+        """All that can be dropped, cheapest for its bytes first; the cost of each with those before it gone."""
+        chosen: list[Dropped] = []
+        gone: set[Node] = set()
+        free = list(self._free)
+        while free:
+            best: tuple[float, Node, float] | None = None
+            for node in free:
+                seconds = self._seconds(node, gone)
+                if seconds is None:
+                    continue
+                rate = seconds / max(num_bytes(value(node)), 1)
+                if best is None or rate < best[0]:
+                    best = (rate, node, seconds)
+            if best is None:
+                break
+            _, node, seconds = best
+            chosen.append(Dropped(node.name, num_bytes(value(node)), seconds))
+            gone.add(node)
+            free.remove(node)
+        return chosen
+
+    def _again(self, node: Node, gone: Collection[Node]) -> set[Node] | None:
+        """The calls that make `node` again from what is kept; None if one of them must not run twice."""
+        found: set[Node] = set()
+        stack = [node]
+        while stack:
+            item = stack.pop()
+            if item in found:
+                continue
+            if item is not node and self._is_there(item, gone):
+                continue
+            if not _runs_twice(item):
+                return None
+            found.add(item)
+            stack.extend(item.all_input_nodes)
+        return found
+
+    def _is_there(self, node: Node, gone: Collection[Node]) -> bool:
+        return node.op != "call_function" or node in self.structure or (node in self.kept and node not in gone)
+
+    def _seconds(self, node: Node, gone: Collection[Node]) -> float | None:
+        again = self._again(node, gone)
+        return sum(map(self._cost, again)) if again is not None else None
+
+    def _cost(self, node: Node) -> float:
+        """Seconds of one call: products by their operations, propagations by the rows they gather, the rest by its bytes."""
+        val = value(node)
+        if not is_tensor(node):
+            return 0.0
+        if is_call(node, *PRODUCTS):
+            parts = product_parts(node)
+            inner = value(parts[1]).shape[1] if parts is not None else 1
+            return self.costs.product(hint(val.shape[0]) or 1.0, hint(inner) or 1.0, hint(val.shape[1]) or 1.0)
+        if is_call(node, operators.segment_reduce):
+            entries = value(node.args[0])
+            rows = hint(entries.shape[0]) or 16.0 * (hint(val.shape[0]) or 1.0)
+            row_bytes = num_bytes(entries) / max(rows, 1.0)
+            return self.costs.gather(row_bytes, hint(val.shape[0]) or 1.0) * rows
+        if self.domains.is_edge(node):
+            return 0.0  # a part of the propagation it ends in
+        return self.costs.stream(2.0 * num_bytes(val))
+
+    def drop(self, names: Collection[str]) -> tuple[str, ...]:
+        """The backward computes these values again; the names of its copies. Edits the graph."""
+        gone = {node for node in self._free if node.name in names}
+        again: set[Node] = set()
+        for node in gone:
+            again |= self._again(node, gone) or set()
+        return give_copies(self.graph, self.forward, lambda node: node in again)
+
+
+def _runs_twice(node: Node) -> bool:
+    """Whether a call gives the same again and changes nothing."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    if torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable:
+        return False
+    return node.target not in (aten.empty.memory_format, operators.dropout)

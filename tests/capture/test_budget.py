@@ -1,0 +1,194 @@
+"""What a training step holds: predicted, counted, and bounded by `memory_budget`."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch_geometric.nn as pyg
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+import plait
+from plait import graph, memory
+from plait.capture.record import Record
+from plait.errors import OptionError
+from tests.awkward import random_graph
+from tests.capture.compiled import captures
+from tests.check import assert_same_numbers
+
+NUM_NODES, WIDTH, LAYERS = 3000, 32, 4
+GRAPH = random_graph(NUM_NODES, 20_000, 3)
+
+
+class Deep(nn.Module):
+    """Some layers of one kind with a smooth activation, and a dropout over nodes."""
+
+    def __init__(self, make: Callable[[], nn.Module], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(make() for _ in range(LAYERS))
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.dropout(F.elu(layer(x, edge_index)), self.dropout, self.training)
+        return x
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "gcn": lambda: Deep(lambda: pyg.GCNConv(WIDTH, WIDTH)),
+    "sage": lambda: Deep(lambda: pyg.SAGEConv(WIDTH, WIDTH)),
+    "sage_max": lambda: Deep(lambda: pyg.SAGEConv(WIDTH, WIDTH, aggr="max")),
+    "gat": lambda: Deep(lambda: pyg.GATConv(WIDTH, WIDTH // 4, heads=4)),
+    "dropout": lambda: Deep(lambda: pyg.SAGEConv(WIDTH, WIDTH), dropout=0.5),
+    "linear": lambda: nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ELU()) for _ in range(LAYERS))),
+}
+
+
+def model_of(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name]()
+
+
+def inputs_of(name: str) -> tuple[Tensor, ...]:
+    x = torch.randn(NUM_NODES, WIDTH, generator=torch.Generator().manual_seed(1))
+    return (x,) if name == "linear" else (x, GRAPH.edge_index)
+
+
+def step(call: Callable[..., Tensor], inputs: tuple[Tensor, ...], model: nn.Module) -> list[Tensor]:
+    model.zero_grad()
+    torch.manual_seed(2)
+    out = call(*inputs)
+    out.backward(torch.full_like(out, 0.5))
+    return [out.detach(), *(item.grad for item in model.parameters() if item.grad is not None)]
+
+
+def compiled(model: nn.Module, inputs: tuple[Tensor, ...], budget: float | None = None) -> tuple[Callable[..., Tensor], Record]:
+    torch._dynamo.reset()
+    call = plait.compile(model, memory_budget=budget)
+    with captures() as records:
+        step(call, inputs, model)
+    (record,) = records
+    return call, record
+
+
+def most_allocated(work: Callable[[], object], path: pathlib.Path) -> int:
+    """The most bytes that PyTorch's allocator had given out at once while `work` ran, beyond what was out before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    profiler.export_chrome_trace(str(path))
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event["ts"]):
+        now += event["args"]["Bytes"]
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kept_bytes_are_exact(name: str) -> None:
+    model, inputs = model_of(name), inputs_of(name)
+    call, record = compiled(model, inputs)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in graph._FROZEN:  # structure is held once per graph, not by the step
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = call(*inputs)
+    for item in (*inputs, *model.parameters(), out):
+        kept.pop(item.untyped_storage().data_ptr(), None)
+
+    assert record.prediction is not None
+    assert sum(kept.values()) == record.prediction.kept_bytes > 0
+
+
+@pytest.mark.parametrize("budget", [None, 0.5], ids=["default", "budget"])
+@pytest.mark.parametrize("name", MODELS)
+def test_peak_is_predicted(name: str, budget: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setattr(memory, "POOLED_BYTES", 1 << 60)  # the pool's buffers come from PyTorch's allocator, and are counted
+    model, inputs = model_of(name), inputs_of(name)
+    try:
+        call, record = compiled(model, inputs, budget)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        assert "memory_budget" in str(error)  # noqa: PT017
+        pytest.skip("no plan of this model is so small")
+    step(call, inputs, model)
+    model.zero_grad()
+
+    counted = most_allocated(lambda: step(call, inputs, model), tmp_path / "trace.json")
+
+    assert record.prediction is not None
+    assert counted == pytest.approx(record.prediction.peak_bytes, rel=0.15)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "sage_max"])
+def test_smaller_budgets_hold_less_and_give_the_same_numbers(name: str) -> None:
+    model, inputs = model_of(name), inputs_of(name)
+    call, record = compiled(model, inputs)
+    assert record.prediction is not None
+    want, most = step(call, inputs, model), record.prediction.peak_bytes
+    smallest = smallest_of(model, inputs)
+    assert smallest < most
+
+    for budget in (most, (most + smallest) // 2, smallest):
+        call, record = compiled(model, inputs, budget)
+        assert record.prediction is not None
+        assert record.prediction.peak_bytes <= budget
+        assert bool(record.dropped) == (budget < most)
+        for got, expected in zip(step(call, inputs, model), want, strict=True):
+            assert_same_numbers(got, expected)
+
+
+def test_nothing_below_a_maximum_is_computed_again() -> None:
+    """Its gradient compares entries with the result bit by bit: neither may come from another kernel than before."""
+    model, inputs = model_of("sage_max"), inputs_of("sage_max")
+    _, record = compiled(model, inputs)
+    assert record.prediction is not None
+    assert smallest_of(model, inputs) == record.prediction.peak_bytes
+
+
+def smallest_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """The figure in the error message of a budget that nothing fits."""
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="memory_budget: a step may hold 1e-06 MB") as failure:
+        compiled(model, inputs, 1)
+    found = re.search(r"Allow at least (\d+) bytes", str(failure.value))
+    assert found is not None
+    return int(found[1])
+
+
+def test_share_is_of_what_eager_holds(tmp_path: pathlib.Path) -> None:
+    model, inputs = model_of("gat"), inputs_of("gat")
+    step(model, inputs, model)
+    model.zero_grad()
+    eager = most_allocated(lambda: step(model, inputs, model), tmp_path / "trace.json")
+
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as failure:
+        compiled(model, inputs, 0.001)
+
+    asked = re.search(r"a step may hold ([0-9.e-]+) MB", str(failure.value))
+    assert asked is not None
+    assert float(asked[1]) * 1e6 == pytest.approx(0.001 * eager, rel=0.15)
+
+
+def test_inference_keeps_nothing_whatever_the_budget() -> None:
+    model, inputs = model_of("sage"), inputs_of("sage")
+    torch._dynamo.reset()
+    with captures() as records, torch.no_grad():
+        got = plait.compile(model, memory_budget=1)(*inputs)
+        want = model(*inputs)
+    assert_same_numbers(got, want)
+    assert [record.kept for record in records] == [[]]
+
+
+@pytest.mark.parametrize("budget", [0, -5, 0.0, True, "1GB", float("nan")])
+def test_budget_that_is_none(budget: object) -> None:
+    with pytest.raises(OptionError, match="memory_budget: expected bytes"):
+        plait.compile(nn.Linear(2, 2), memory_budget=budget)
