@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plait import memory
-from plait.sampling import libraries
+from plait.sampling import libraries, pages
 
 _COPY, _HALF_TO_FLOAT, _BFLOAT_TO_FLOAT = 0, 1, 2
 _NARROW = {torch.float16: _HALF_TO_FLOAT, torch.bfloat16: _BFLOAT_TO_FLOAT}
@@ -103,6 +103,7 @@ def feature_rows(
 ) -> FeatureRows:
     """The rows of a tensor, a NumPy array or a memory-mapped `.npy` file (`np.load(path, mmap_mode="r")`).
 
+    Large tensors are put on huge pages (`pages`), which changes nothing but the time that slicing takes.
     num_hot: so many rows of a memory-mapped file, those of the greatest popularity [N], are read now and kept in memory.
     """
     hot = None
@@ -115,6 +116,8 @@ def feature_rows(
         if mapped and num_hot > 0 and popularity is not None and dim == 0:
             hot = _keep_hot(data, popularity, num_hot)
         value = data
+    if isinstance(value, Tensor) and dim == 0:
+        pages.advise(value)
     return FeatureRows(value, dim, upcast, hot)
 
 
