@@ -14,6 +14,9 @@ unless all are.
     slice 4K    what the loader does, features on pages of 4 KiB
     slice 2M    the same, features on huge pages: where the loader puts them (plait/sampling/pages.py)
     torch       torch.index_select
+
+With --variants, what the loader's code was chosen from, for rows of whole lines of 64 bytes and features on huge pages, as one
+small kernel: streaming or ordinary stores, requests ahead into the first or the second cache, a read of the batch right after.
 """
 
 from __future__ import annotations
@@ -68,7 +71,48 @@ extern "C" void plait_read_rows(const char* table, const int64_t* index, int64_t
     sum[0] += rest;
     *(lane*)out = sum;
 }
+template <int CACHE, bool STREAM>
+static void gather(const char* table, const int64_t* index, int64_t count, int64_t bytes, char* out, int64_t ahead) {
+    for (int64_t i = 0; i < count; i++) {
+        const char* next = table + bytes * index[i + ahead < count ? i + ahead : i];
+        if (CACHE == 1) for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch(next + k, 0, 3);
+        if (CACHE == 2) for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch(next + k, 0, 2);
+        const char* row = table + bytes * index[i];
+        char* to = out + bytes * i;
+        for (int64_t k = 0; k < bytes; k += 64) {
+#if defined(__AVX512F__)
+            if (STREAM) { _mm512_stream_si512((__m512i*)(to + k), _mm512_loadu_si512(row + k)); continue; }
+#endif
+            *(lane*)(to + k) = *(const lane*)(row + k);
+        }
+    }
+    _mm_sfence();
+}
+extern "C" void plait_gather_variant(const char* table, const int64_t* index, int64_t count, int64_t bytes, char* out,
+                                     int64_t cache, int64_t ahead, int64_t stream, int64_t read, char* sink) {
+    if (stream && cache == 0) gather<0, true>(table, index, count, bytes, out, ahead);
+    if (stream && cache == 1) gather<1, true>(table, index, count, bytes, out, ahead);
+    if (stream && cache == 2) gather<2, true>(table, index, count, bytes, out, ahead);
+    if (!stream) gather<2, false>(table, index, count, bytes, out, ahead);
+    if (!read) return;
+    lane sum = {};
+    for (int64_t k = 0; k < count * bytes; k += 64) sum ^= *(const lane*)(out + k);
+    *(lane*)sink = sum;
+}
 """
+
+# name: cache that is asked, rows ahead, streaming stores, read afterwards
+VARIANTS = {
+    "stream, no requests": (0, 0, 1, 0),
+    "stream, first cache, 8 ahead": (1, 8, 1, 0),
+    "stream, first cache, 64 ahead": (1, 64, 1, 0),
+    "stream, second cache, 8 ahead": (2, 8, 1, 0),
+    "stream, second cache, 64 ahead": (2, 64, 1, 0),
+    "stream, second cache, 256 ahead": (2, 256, 1, 0),
+    "stores, second cache, 64 ahead": (2, 64, 0, 0),
+    "stream, and read": (2, 64, 1, 1),
+    "stores, and read": (2, 64, 0, 1),
+}
 
 
 def main() -> None:
@@ -76,12 +120,13 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["128:float32"], metavar="COLUMNS:TYPE")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--variants", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     batches = batch_rows(max(given.threads))
     for shape in given.shapes:
         columns, dtype = shape.split(":")
-        measure(int(columns), getattr(torch, dtype), batches, given.threads, given.rounds)
+        measure(int(columns), getattr(torch, dtype), batches, given.threads, given.rounds, with_variants=given.variants)
 
 
 def batch_rows(count: int) -> list[Tensor]:
@@ -91,7 +136,9 @@ def batch_rows(count: int) -> list[Tensor]:
     return [batch.n_id for batch, _ in zip(loader, range(count), strict=False)]
 
 
-def measure(columns: int, dtype: torch.dtype, batches: list[Tensor], thread_counts: list[int], rounds: int) -> None:
+def measure(
+    columns: int, dtype: torch.dtype, batches: list[Tensor], thread_counts: list[int], rounds: int, *, with_variants: bool
+) -> None:
     """Prints a table for one shape of features."""
     library = native.build_now(_SOURCE, "slicing_bounds")
     small = torch.randint(100, (NUM_NODES, columns), generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -124,6 +171,18 @@ def measure(columns: int, dtype: torch.dtype, batches: list[Tensor], thread_coun
         "slice 2M": partial(slice_from, huge),
         "torch": lambda thread: torch.index_select(small, 0, batches[thread], out=outs[thread]),
     }
+    if with_variants:
+        sink = torch.zeros(8 * len(batches), 8, dtype=torch.int64)
+
+        def variant(arguments: tuple[int, ...], thread: int) -> None:
+            ids, numbers = batches[thread], map(ctypes.c_int64, arguments)
+            size = (ctypes.c_int64(len(ids)), ctypes.c_int64(row_bytes))
+            library.plait_gather_variant(
+                address(huge), address(ids), *size, address(outs[thread]), *numbers, address(sink[8 * thread])
+            )
+
+        runs = {"copy": copy, "read": read}
+        runs |= {name: partial(variant, arguments) for name, arguments in VARIANTS.items()}
     print(f"{columns} x {dtype}: rows of {row_bytes} bytes, {on_huge >> 20} MiB of {huge.nbytes >> 20} on huge pages")
     for num_threads in thread_counts:
         times, num_left_out = timed(runs, num_threads, rounds)
@@ -132,7 +191,7 @@ def measure(columns: int, dtype: torch.dtype, batches: list[Tensor], thread_coun
         for name, seconds in times.items():
             median, of_copy = statistics.median(seconds), quartiles(times["copy"], seconds)
             rate = (moved / 2 if name == "read" else moved) / median / 1e9
-            text = f"{name:9} {1e3 * median:7.2f} ms {rate:6.1f} GB/s, of the copy's speed {of_copy}"
+            text = f"{name:{max(map(len, runs))}} {1e3 * median:7.2f} ms {rate:6.1f} GB/s, of the copy's speed {of_copy}"
             print(f"    {text}, of the reading's {quartiles(times['read'], seconds)}", flush=True)
 
 

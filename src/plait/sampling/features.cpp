@@ -56,14 +56,13 @@ struct Rows {
     }
 };
 
-// Rows are asked for before they are copied, into the second cache: the buffers through which lines enter the first one are
-// the same that hold lines on their way out past the caches, and would be taken from them. 162 thousand rows of 512 bytes take
-// a third more time with requests into the first cache (benchmarks/loader_slicing.py).
+// Rows are asked for before they are copied, into the second cache: into the first one it takes a third more time, probably
+// because lines on their way in and lines that are streamed out share its few buffers (benchmarks/loader_slicing.py --variants).
 constexpr int64_t AHEAD_BYTES = 32 << 10;
 constexpr int64_t MIN_AHEAD = 4, MAX_AHEAD = 64;  // rows
 constexpr int64_t ASKED_BYTES = 1024;             // of a row: the processor goes on by itself
 // From so many bytes on a batch is written past the caches, where it would not stay anyway: memory then does not have to read
-// the lines that are about to be overwritten. Half the time, also where the batch is read at once after it.
+// the lines that are about to be overwritten. Quicker also where all of the batch is read at once after it (the same benchmark).
 constexpr int64_t STREAM_BYTES = 4 << 20;
 constexpr int64_t MIN_STREAM_ROW = 64;  // below, putting lines together costs more than it saves
 constexpr int64_t CHUNK = 512;          // numbers widened at a time
