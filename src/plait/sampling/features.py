@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import pathlib
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plait import memory
-from plait.errors import CompilerError
-from plait.native import library
+from plait.sampling import libraries, pages
 
-_log = logging.getLogger(__name__)
-
-_SOURCE = pathlib.Path(__file__).parent / "features.cpp"
 _COPY, _HALF_TO_FLOAT, _BFLOAT_TO_FLOAT = 0, 1, 2
 _NARROW = {torch.float16: _HALF_TO_FLOAT, torch.bfloat16: _BFLOAT_TO_FLOAT}
 
@@ -42,15 +36,12 @@ class _Rows(ctypes.Structure):
 @functools.lru_cache(maxsize=1)
 def load() -> ctypes.CDLL | None:
     """The built features.cpp, or None if it cannot be built (said once)."""
-    try:
-        native = library.build_now(_SOURCE.read_text(), "features")
-    except CompilerError as error:
-        _log.warning("%s\n  Features are sliced by torch instead: the same rows, slower.", error)
-        return None
     pointer = ctypes.c_void_p
-    native.plait_gather.argtypes = (pointer, pointer, ctypes.c_int64, ctypes.c_int32, pointer)
-    native.plait_gather.restype = None
-    return native
+    return libraries.load(
+        "features.cpp",
+        {"plait_gather": (None, (pointer, pointer, ctypes.c_int64, ctypes.c_int32, pointer))},
+        instead="Features are sliced by torch instead: the same rows, slower.",
+    )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -112,6 +103,7 @@ def feature_rows(
 ) -> FeatureRows:
     """The rows of a tensor, a NumPy array or a memory-mapped `.npy` file (`np.load(path, mmap_mode="r")`).
 
+    Large tensors are put on huge pages (`pages`), which changes nothing but the time that slicing takes.
     num_hot: so many rows of a memory-mapped file, those of the greatest popularity [N], are read now and kept in memory.
     """
     hot = None
@@ -124,6 +116,8 @@ def feature_rows(
         if mapped and num_hot > 0 and popularity is not None and dim == 0:
             hot = _keep_hot(data, popularity, num_hot)
         value = data
+    if isinstance(value, Tensor) and dim == 0:
+        pages.advise(value)
     return FeatureRows(value, dim, upcast, hot)
 
 

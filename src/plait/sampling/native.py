@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from plait import memory
-from plait.errors import CompilerError
-from plait.native import library
+from plait.sampling import libraries
 from plait.sampling.request import Ids, Request, Rules, Sampled
 
 if TYPE_CHECKING:
     from plait.sampling.topology import Topology
 
-_log = logging.getLogger(__name__)
-_SOURCE = pathlib.Path(__file__).parent / "sampler.cpp"
 _REPLACE, _DISJOINT, _LAST, _INDUCED = 1, 2, 4, 8
 
 
@@ -60,28 +55,21 @@ class _Request(ctypes.Structure):
 
 @functools.lru_cache(maxsize=1)
 def load() -> ctypes.CDLL | None:
-    """The built sampler.cpp, or None if it cannot be built (said once)."""
-    try:
-        native = library.build_now(_SOURCE.read_text(), "sampler")
-    except CompilerError as error:
-        _log.warning("%s\n  Batches are sampled with NumPy instead: the same batches, slower.", error)
-        return None
+    """The built sampler, or None if it cannot be built (said once)."""
     pointer, count, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    native.plait_sampler_new.argtypes = (pointer,)
-    native.plait_sampler_new.restype = pointer
-    native.plait_sampler_delete.argtypes = (pointer,)
-    native.plait_sampler_delete.restype = None
-    native.plait_sampler_run.argtypes = (pointer, pointer)
-    native.plait_sampler_run.restype = ctypes.c_int
-    native.plait_sampler_counts.argtypes = (pointer,) * 4
-    native.plait_sampler_counts.restype = None
-    native.plait_sampler_nodes.argtypes = (pointer, small, pointer, pointer)
-    native.plait_sampler_nodes.restype = None
-    native.plait_sampler_edges.argtypes = (pointer, small, pointer, small, pointer, pointer, pointer)
-    native.plait_sampler_edges.restype = None
-    native.plait_cumulate.argtypes = (pointer, count, pointer, pointer)
-    native.plait_cumulate.restype = None
-    return native
+    return libraries.load(
+        "sampler.cpp",
+        {
+            "plait_sampler_new": (pointer, (pointer,)),
+            "plait_sampler_delete": (None, (pointer,)),
+            "plait_sampler_run": (ctypes.c_int, (pointer, pointer)),
+            "plait_sampler_counts": (None, (pointer, pointer, pointer, pointer)),
+            "plait_sampler_nodes": (None, (pointer, small, pointer, pointer)),
+            "plait_sampler_edges": (None, (pointer, small, pointer, small, pointer, pointer, pointer)),
+            "plait_cumulate": (None, (pointer, count, pointer, pointer)),
+        },
+        instead="Batches are sampled with NumPy instead: the same batches, slower.",
+    )
 
 
 class NativeSampler:

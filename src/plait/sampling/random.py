@@ -1,6 +1,6 @@
 """Counter-based random numbers: a number depends on its key and counter alone, never on what was drawn before, or by whom.
 
-The arithmetic is sampler.cpp's, word for word, on NumPy arrays of uint64 (which wrap around silently, unlike NumPy scalars).
+The arithmetic is random.h's, word for word, on NumPy arrays of uint64 (which wrap around silently, unlike NumPy scalars).
 """
 
 from __future__ import annotations

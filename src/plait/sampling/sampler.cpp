@@ -6,30 +6,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <new>
 #include <vector>
 
+#include "picks.h"
+#include "random.h"
+#include "tables.h"
+
 namespace {
-
-// --------------------------------------------------------------------------------------------------------------- random
-
-constexpr uint64_t STEP = 0x9E3779B97F4A7C15ull;
-
-uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-    return x ^ (x >> 31);
-}
-
-// Number `counter` of the stream `key`; also the key of a stream below it.
-uint64_t draw(uint64_t key, uint64_t counter) { return mix(key + (counter + 1) * STEP); }
-
-// Uniform in [0, n), to one part in 2^64 / n.
-int64_t below(uint64_t word, int64_t n) { return int64_t((unsigned __int128)word * uint64_t(n) >> 64); }
-
-double unit(uint64_t word) { return double(word >> 11) * 0x1p-53; }
 
 // ----------------------------------------------------------------------------------------------- what Python hands over
 
@@ -59,89 +43,6 @@ struct Request {
     const int64_t* const* seed_times;  // [types] -> time of every seed, or null
 };
 
-// --------------------------------------------------------------------------------------------------- from ids to rows
-
-// One word a node of the graph. A batch leaves it empty again by clearing the words it touched.
-struct DenseTable {
-    int32_t* words = nullptr;  // row + 1, 0 is empty
-    int64_t size = 0;
-
-    ~DenseTable() { free(words); }
-    void prepare(int64_t num_nodes) {
-        if (words) return;
-        // calloc: pages that no batch touches are never made
-        words = static_cast<int32_t*>(calloc(std::max<int64_t>(num_nodes, 1), sizeof(int32_t)));
-        if (!words) throw std::bad_alloc();
-        size = num_nodes;
-    }
-    void prefetch(uint64_t key) const { __builtin_prefetch(words + key, 1); }
-    int32_t find(uint64_t key) const { return words[key] - 1; }
-    int32_t add(uint64_t key, int32_t row) {  // the row of key, `row` if it is new
-        int32_t& word = words[key];
-        if (!word) word = row + 1;
-        return word - 1;
-    }
-    void clear(const std::vector<uint64_t>& keys) {
-        for (uint64_t key : keys) words[key] = 0;
-    }
-    void clear_all() {  // after a batch that ran out of memory: it may have touched words that it did not note
-        if (words) memset(words, 0, size * sizeof(int32_t));
-    }
-};
-
-// Open addressing, for keys that are too many for a word each. The stamp of a slot says which batch wrote it.
-struct HashTable {
-    struct Slot {
-        uint64_t key;
-        uint32_t stamp;
-        int32_t row;
-    };
-    std::vector<Slot> slots;
-    uint32_t stamp = 1;
-    int64_t used = 0;
-
-    void prepare(int64_t) {
-        if (slots.empty()) slots.assign(1024, Slot{0, 0, 0});
-    }
-    size_t home(uint64_t key) const { return mix(key) & (slots.size() - 1); }
-    void prefetch(uint64_t key) const { __builtin_prefetch(&slots[home(key)], 1); }
-    int32_t find(uint64_t key) const {
-        for (size_t at = home(key);; at = (at + 1) & (slots.size() - 1)) {
-            if (slots[at].stamp != stamp) return -1;
-            if (slots[at].key == key) return slots[at].row;
-        }
-    }
-    int32_t add(uint64_t key, int32_t row) {
-        if (2 * (used + 1) > int64_t(slots.size())) grow();
-        for (size_t at = home(key);; at = (at + 1) & (slots.size() - 1)) {
-            Slot& slot = slots[at];
-            if (slot.stamp != stamp) {
-                slot = {key, stamp, row};
-                ++used;
-                return row;
-            }
-            if (slot.key == key) return slot.row;
-        }
-    }
-    void grow() {
-        std::vector<Slot> old(2 * slots.size(), Slot{0, 0, 0});
-        old.swap(slots);
-        for (const Slot& slot : old) {
-            if (slot.stamp != stamp) continue;
-            size_t at = home(slot.key);
-            while (slots[at].stamp == stamp) at = (at + 1) & (slots.size() - 1);
-            slots[at] = slot;
-        }
-    }
-    void clear(const std::vector<uint64_t>&) {
-        used = 0;
-        if (++stamp == 0) {  // after 2^32 batches
-            slots.assign(slots.size(), Slot{0, 0, 0});
-            stamp = 1;
-        }
-    }
-};
-
 // ------------------------------------------------------------------------------------------------------------ workspace
 
 struct Nodes {
@@ -163,7 +64,6 @@ struct Pick {
 
 constexpr int64_t DENSE_LIMIT = 1 << 25;  // nodes of a type: above, a table for every thread would cost too much memory
 constexpr int CHUNK = 512;                // picks whose cache misses overlap
-constexpr int SMALL = 64;                 // up to so many picks, looking through them all is quicker than a set
 
 struct Workspace {
     Graph graph;
@@ -175,114 +75,22 @@ struct Workspace {
     std::vector<Edges> edges;  // by relation
     std::vector<int64_t> nodes_per_hop, edges_per_hop;  // [types, hops + 1], [relations, hops]
     std::vector<int64_t> tree_times;
-    std::vector<int64_t> picks, sorted;  // of one row
-    HashTable taken;                     // of one row, when it has more than SMALL picks
+    Picks picks;
     Pick chunk[CHUNK];
 
     explicit Workspace(const Graph& given)
         : graph(given), num_nodes(given.num_nodes, given.num_nodes + given.num_types),
           relations(given.relations, given.relations + given.num_relations), dense(given.num_types),
-          hashed(given.num_types), nodes(given.num_types), edges(given.num_relations) {
-        taken.prepare(0);
-    }
+          hashed(given.num_types), nodes(given.num_types), edges(given.num_relations) {}
 };
 
-// ------------------------------------------------------------------------------------------------- picks inside one row
-
-// k of [0, n) without replacement, every set equally likely (R. Floyd): step t draws from [0, j] with j included, and takes j
-// itself where the draw is taken already.
-void floyd(Workspace& w, uint64_t key, int64_t n, int64_t k) {
-    const bool small = k <= SMALL;
-    for (int64_t t = 0; t < k; ++t) {
-        const int64_t j = n - k + t;
-        int64_t pick = below(draw(key, t), j + 1);
-        if (small) {
-            bool seen = false;
-            for (int64_t i = 0; i < t; ++i) seen |= w.picks[i] == pick;
-            if (seen) pick = j;
-        } else if (w.taken.add(pick, int32_t(t)) != int32_t(t)) {
-            pick = j;
-            w.taken.add(pick, int32_t(t));
-        }
-        w.picks[t] = pick;
-    }
-    if (!small) w.taken.clear({});
-}
-
-// The first of n positions whose cumulative weight is above v; n if there is none.
-int64_t position_of(const double* cumulative, int64_t n, double v) {
-    return std::upper_bound(cumulative, cumulative + n, v) - cumulative;
-}
-
-void weighted_with_replacement(Workspace& w, const double* cumulative, uint64_t key, int64_t n, int64_t k) {
-    uint64_t counter = 0;
-    for (int64_t t = 0; t < k; ++t) {
-        int64_t pick = n;  // rounding can reach n: drawn again then
-        while (pick == n) pick = position_of(cumulative, n, unit(draw(key, counter++)) * cumulative[n - 1]);
-        w.picks[t] = pick;
-    }
-}
-
-// The position of v in the weights that are left, looked for one by one: exact however small those are beside the taken ones.
-int64_t scan_left(const std::vector<int64_t>& sorted, const double* weight, int64_t n, double u) {
-    double left = 0;
-    size_t next = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        if (next < sorted.size() && sorted[next] == i) ++next;
-        else left += weight[i];
-    }
-    const double v = u * left;
-    double sum = 0;
-    int64_t last = -1;
-    next = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        if (next < sorted.size() && sorted[next] == i) {
-            ++next;
-            continue;
-        }
-        last = i;
-        sum += weight[i];
-        if (sum > v) return i;
-    }
-    return last;
-}
-
-// One after the other, each in proportion to its weight among those that are left.
-void weighted_without_replacement(
-    Workspace& w, const double* weight, const double* cumulative, uint64_t key, int64_t n, int64_t k) {
-    const double total = cumulative[n - 1];
-    double taken = 0;
-    w.sorted.clear();
-    for (int64_t t = 0; t < k; ++t) {
-        const double u = unit(draw(key, t));
-        const double left = total - taken;
-        int64_t pick = n;
-        if (left >= total * 0x1p-20) {
-            double v = u * left;
-            for (int64_t p : w.sorted) {  // step over what is taken
-                if (v < (p ? cumulative[p - 1] : 0.0)) break;
-                v += weight[p];
-            }
-            pick = position_of(cumulative, n, v);
-        }
-        auto place = std::lower_bound(w.sorted.begin(), w.sorted.end(), pick);
-        if (pick == n || (place != w.sorted.end() && *place == pick)) {  // no digits left, or rounding hit a taken one
-            pick = scan_left(w.sorted, weight, n, u);
-            place = std::lower_bound(w.sorted.begin(), w.sorted.end(), pick);
-        }
-        w.sorted.insert(place, pick);
-        w.picks[t] = pick;
-        taken += weight[pick];
-    }
-}
+// ------------------------------------------------------------------------------------------------------------ one batch
 
 // How many of the row's edges are not later than the seed: they come first.
 int64_t num_valid(const Relation& r, int64_t begin, int64_t end, bool timed, int64_t time) {
     if (!timed) return end - begin;
     return std::upper_bound(r.time + begin, r.time + end, time) - (r.time + begin);
 }
-
-// ------------------------------------------------------------------------------------------------------------ one batch
 
 template <class Table>
 struct Sampling {
@@ -346,20 +154,20 @@ struct Sampling {
         w.chunk[filled++] = {position, int32_t(row), 0};
     }
 
-    // Fills w.picks; the number of them.
+    // Fills w.picks.chosen; the number of them.
     int64_t pick(const Relation& r, uint64_t key, int64_t begin, int64_t n, int64_t fanout) {
         const bool replace = request.flags & REPLACE;
-        if (int64_t(w.picks.size()) < fanout) w.picks.resize(fanout);
+        if (int64_t(w.picks.chosen.size()) < fanout) w.picks.chosen.resize(fanout);
         if (request.flags & LAST) {
-            for (int64_t t = 0; t < fanout; ++t) w.picks[t] = n - fanout + t;
+            for (int64_t t = 0; t < fanout; ++t) w.picks.chosen[t] = n - fanout + t;
         } else if (r.weight && replace) {
-            weighted_with_replacement(w, r.cumulative + begin, key, n, fanout);
+            weighted_with_replacement(w.picks, r.cumulative + begin, key, n, fanout);
         } else if (r.weight) {
-            weighted_without_replacement(w, r.weight + begin, r.cumulative + begin, key, n, fanout);
+            weighted_without_replacement(w.picks, r.weight + begin, r.cumulative + begin, key, n, fanout);
         } else if (replace) {
-            for (int64_t t = 0; t < fanout; ++t) w.picks[t] = below(draw(key, t), n);
+            for (int64_t t = 0; t < fanout; ++t) w.picks.chosen[t] = below(draw(key, t), n);
         } else {
-            floyd(w, key, n, fanout);
+            floyd(w.picks, key, n, fanout);
         }
         return fanout;
     }
@@ -381,7 +189,7 @@ struct Sampling {
                 continue;
             }
             const int64_t count = pick(r, draw(relation_key, row), begin, n, fanout);
-            for (int64_t t = 0; t < count; ++t) push(relation, filled, begin + w.picks[t], row);
+            for (int64_t t = 0; t < count; ++t) push(relation, filled, begin + w.picks.chosen[t], row);
         }
         flush(relation, filled);
     }
