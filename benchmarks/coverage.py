@@ -6,8 +6,8 @@ usage: python benchmarks/coverage.py [--cases GCNConv ...] [--group Convolutions
 Per case, in stages that may run in different processes and meet in the store:
 check    outputs, buffers and the gradients of all float inputs and parameters against eager on a small awkward graph, sizes
          marked dynamic; captures; graph breaks; programs; what was left, and why
-time     on the large graph: training steps of the engines, in turns; then the widest tensor with a row per edge that forward and
-         backward make, in columns per edge, seen by a dispatch mode that knows nothing of plait
+time     on the large graph: training steps of the engines, in turns; then the widest tensor with a row per edge that forward
+         and backward make, in columns per edge, seen by a dispatch mode that knows nothing of plait
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import logging
 import os
 import pathlib
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -50,6 +51,8 @@ CASES: dict[str, tuple[str, Case]] = {
 FEATURE_COLUMNS = (
     16  # a quarter of the features: what is narrower (weights per edge and head, positions) is no feature per edge
 )
+_MARK = "<!-- below: written by benchmarks/coverage.py --markdown -->"
+_PLACE = re.compile(r" \(at .*\)$")  # where in PyG's code: a path of this machine
 _STEPS_S = 1.5  # of timed steps per case, about
 
 
@@ -112,6 +115,7 @@ class Step:
 
     call: Call
     wanted: list[Tensor]
+    weights: list[Tensor] = field(default_factory=list)  # of the outputs in the sum that is differentiated
 
     @classmethod
     def make(cls, case: Case, graph: Graph, *, all_inputs: bool) -> Step:
@@ -139,9 +143,12 @@ class Step:
         numpy.random.seed(1)  # noqa: NPY002 PyG draws from the global state
         result = run(*self.call.args, **self.call.kwargs)
         outputs = [item for item in tree_leaves(result) if isinstance(item, Tensor) and item.is_floating_point()]
-        generator = torch.Generator().manual_seed(2)
         kept = [item for item in outputs if item.requires_grad]
-        total = sum((item * torch.randn(item.shape, generator=generator).to(item.dtype)).sum() for item in kept)
+        shapes = [item.shape for item in kept]
+        if [item.shape for item in self.weights] != shapes:  # drawn once: it is no part of what is timed
+            generator = torch.Generator().manual_seed(2)
+            self.weights = [torch.randn(shape, generator=generator) for shape in shapes]
+        total = sum((item * weight.to(item.dtype)).sum() for item, weight in zip(kept, self.weights, strict=True))
         if not isinstance(total, Tensor):
             total = torch.zeros(())
         return outputs, total
@@ -363,6 +370,7 @@ def _remarks(row: Row) -> str:
         *(f"break: {item}" for item in dict.fromkeys(row.breaks)),
         *row.reasons,
     ]
+    said = [_PLACE.sub("", item) for item in said]
     said = [item.replace("|", "/").replace("\n", " ").replace(" runs unfused", "").replace("aten.", "") for item in said]
     return "; ".join(item if len(item) < 220 else item[:217] + "..." for item in said)
 
@@ -382,6 +390,21 @@ def summary(rows: list[Row]) -> str:
             mean = statistics.geometric_mean(ratios)
             lines.append(f"geometric mean over {other}: {mean:.2f} ({len(ratios)} cases, {slow} below 0.95)")
     return "\n".join(lines)
+
+
+def page(rows: list[Row], path: pathlib.Path) -> str:
+    """What a page says above the mark, and below it a table per group."""
+    head = path.read_text().partition(_MARK)[0] if path.exists() else ""
+    parts = [f"{head}{_MARK}\n", f"## All\n\n{as_list(summary(rows))}\n"]
+    for group in GROUPS:
+        of_group = [row for row in rows if row.name.startswith(f"{group}/")]
+        if of_group:
+            parts.append(f"## {group}\n\n{as_list(summary(of_group))}\n\n{as_markdown(of_group)}\n")
+    return "\n".join(parts)
+
+
+def as_list(text: str) -> str:
+    return "\n".join(f"- {line}" for line in text.splitlines())
 
 
 # --- main -------------------------------------------------------------------------------------------------------------------
@@ -443,12 +466,7 @@ def main() -> None:
         print(as_markdown([row]).splitlines()[-1], flush=True)
     rows = [store[name] for name in names if name in store]
     if arguments.markdown:
-        tables = []
-        for group in GROUPS:
-            of_group = [row for row in rows if row.name.startswith(f"{group}/")]
-            if of_group:
-                tables.append(f"## {group}\n\n{as_markdown(of_group)}\n\n{summary(of_group)}\n")
-        arguments.markdown.write_text("\n".join(tables))
+        arguments.markdown.write_text(page(rows, arguments.markdown))
     print(f"\n{summary(rows)}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from plait import memory
 from plait.capture.backend import plait_backend
@@ -18,6 +18,7 @@ from plait.config import Options, environment
 from plait.native import cache
 from plait.structure_cache import STRUCTURE
 
+log = logging.getLogger("plait")
 FLAGS = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": True}
 _DYNAMO_LOG = logging.getLogger("torch._dynamo.convert_frame")
 _DENSE = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
@@ -43,7 +44,14 @@ def _guarded(compiled: Callable[..., Any], options: Options) -> Callable[..., An
     def guarded(*args: Any, **kwargs: Any) -> Any:
         failures.note_sparse(args, kwargs)
         with failures.watched():
-            return call(*args, **kwargs)
+            plain = failures.plain(args, kwargs)
+            if plain is None:
+                return call(*args, **kwargs)
+            try:
+                return call(*plain[0], **plain[1])
+            except (AttributeError, TypeError) as error:
+                failures.keep_wrapped(error)
+        return guarded(*args, **kwargs)
 
     if isinstance(compiled, torch.nn.Module):
         compiled.forward = guarded
@@ -58,6 +66,18 @@ class _Failures(logging.Filter):
         super().__init__()
         self.options = options
         self.record: Record | None = None
+        self.takes_plain = True
+
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments with PyG's `EdgeIndex` as the tensor it is, in which Dynamo trips over caches; None without any."""
+        if not self.takes_plain or not any(map(_is_edge_index, tree_leaves((args, kwargs)))):
+            return None
+        return tree_map(lambda item: item.as_tensor() if _is_edge_index(item) else item, (args, kwargs))
+
+    def keep_wrapped(self, error: Exception) -> None:
+        """The model asks an `EdgeIndex` for what a tensor does not have: it gets it from now on."""
+        self.takes_plain = False
+        log.info("an EdgeIndex is not passed on as a tensor: %s", error)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -95,6 +115,10 @@ class _Failures(logging.Filter):
         if self.record is None:
             self.record = new_record(self.options)
         self.record.fall_back("capture", reason)
+
+
+def _is_edge_index(item: Any) -> bool:
+    return type(item).__name__ == "EdgeIndex" and hasattr(item, "as_tensor")
 
 
 def clear_cache() -> None:

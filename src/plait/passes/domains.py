@@ -208,7 +208,7 @@ def _keeps_rows(node: Node) -> bool:
         return bool(axis % dim != 0)
     if target is aten.repeat.default:
         times: Any = node.args[1]
-        return len(times) == dim and times[0] == 1
+        return bool(len(times) == dim and times[0] == 1)
     if target is aten.linalg_vector_norm.default:
         axes: Any = node.args[2] if len(node.args) > 2 else None
         return bool(axes) and all(axis % dim != 0 for axis in axes)
