@@ -1,178 +1,87 @@
-"""Every convolution of PyTorch Geometric that takes plain tensors: is it right, fused, faster? Prints a table.
+"""PyTorch Geometric's layers, aggregations, norms, typed graphs and models: right, fused, faster? Prints a table.
 
-usage: python benchmarks/coverage.py [--layers GCNConv ...] [--nodes 20000] [--edges 200000] [--width 64] [--rounds 5]
-       [--markdown FILE]
+usage: python benchmarks/coverage.py [--cases GCNConv ...] [--group Convolutions ...] [--stages check time]
+       [--store FILE.json] [--part 2/9] [--nodes 20000] [--edges 200000] [--width 64] [--markdown FILE]
 
-Per layer: output and all gradients against eager on a small awkward graph; graph breaks; programs; the widest tensor with a row
-per edge that a training step makes (seen by a dispatch mode that knows nothing of plait, in columns per edge); and times of
-training steps against eager, in turns.
+Per case, in stages that may run in different processes and meet in the store:
+check    outputs, buffers and the gradients of all float inputs and parameters against eager on a small awkward graph, sizes
+         marked dynamic; captures; graph breaks; programs; what was left, and why
+time     on the large graph: training steps of the engines, in turns; then the widest tensor with a row per edge that forward
+         and backward make, in columns per edge, seen by a dispatch mode that knows nothing of plait
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
+import json
 import logging
+import os
 import pathlib
+import random
+import re
+import signal
 import statistics
+import subprocess
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+# Inductor is measured as it is by default; plait.compile sets the flags it needs for its own compiles
+os.environ.setdefault("PLAIT_DYNAMO_FLAGS", "0")
+
+import numpy
 import torch
-import torch_geometric.nn as pyg
+from coverage_cases import GROUPS, Call, Case, Graph
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+import plait
 from plait.capture.record import RECORDS
 from plait.tools import generate
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """x float32 [N, F] and edges [2, E], with what some layers want besides."""
-
-    x: Tensor
-    edge_index: Tensor
-    generator: torch.Generator
-
-    @property
-    def num_nodes(self) -> int:
-        return self.x.shape[0]
-
-    @property
-    def num_edges(self) -> int:
-        return self.edge_index.shape[1]
-
-    def edge_weight(self) -> Tensor:
-        return torch.rand(self.num_edges, generator=self.generator)
-
-    def edge_features(self, width: int) -> Tensor:
-        return torch.randn(self.num_edges, width, generator=self.generator)
-
-    def positions(self, width: int = 3) -> Tensor:
-        return torch.rand(self.num_nodes, width, generator=self.generator)
-
-    def types(self, count: int, of: str = "edge") -> Tensor:
-        size = self.num_edges if of == "edge" else self.num_nodes
-        return torch.randint(count, (size,), generator=self.generator)
-
-
-def mlp(a: int, b: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, b))
-
-
-def degree_histogram(graph: Graph) -> Tensor:
-    return torch.bincount(torch.bincount(graph.edge_index[1], minlength=graph.num_nodes))
-
-
-# name -> (layer, what it takes after x and edge_index, by position or name), for width F
-LAYERS: dict[str, Callable[[int, Graph], tuple[nn.Module, dict[str, Any]]]] = {
-    "SimpleConv": lambda f, g: (pyg.SimpleConv(aggr="mean"), {}),
-    "GCNConv": lambda f, g: (pyg.GCNConv(f, f), {}),
-    "GCNConv, edge weights": lambda f, g: (pyg.GCNConv(f, f), {"edge_weight": g.edge_weight()}),
-    "ChebConv": lambda f, g: (pyg.ChebConv(f, f, K=3), {}),
-    "SAGEConv, mean": lambda f, g: (pyg.SAGEConv(f, f), {}),
-    "SAGEConv, max": lambda f, g: (pyg.SAGEConv(f, f, aggr="max"), {}),
-    "GraphConv": lambda f, g: (pyg.GraphConv(f, f), {"edge_weight": g.edge_weight()}),
-    "GatedGraphConv": lambda f, g: (pyg.GatedGraphConv(f, num_layers=2), {}),
-    "ResGatedGraphConv": lambda f, g: (pyg.ResGatedGraphConv(f, f), {}),
-    "ResGatedGraphConv, edge_dim": lambda f, g: (pyg.ResGatedGraphConv(f, f, edge_dim=8), {"edge_attr": g.edge_features(8)}),
-    "GATConv": lambda f, g: (pyg.GATConv(f, f // 4, heads=4), {}),
-    "GATConv, edge_dim": lambda f, g: (pyg.GATConv(f, f // 4, heads=4, edge_dim=8), {"edge_attr": g.edge_features(8)}),
-    "GATv2Conv": lambda f, g: (pyg.GATv2Conv(f, f // 4, heads=4), {}),
-    "GATv2Conv, edge_dim": lambda f, g: (pyg.GATv2Conv(f, f // 4, heads=4, edge_dim=8), {"edge_attr": g.edge_features(8)}),
-    "TransformerConv": lambda f, g: (pyg.TransformerConv(f, f // 4, heads=4), {}),
-    "TransformerConv, edge_dim": lambda f, g: (
-        pyg.TransformerConv(f, f // 4, heads=4, edge_dim=8),
-        {"edge_attr": g.edge_features(8)},
-    ),
-    "AGNNConv": lambda f, g: (pyg.AGNNConv(), {}),
-    "TAGConv": lambda f, g: (pyg.TAGConv(f, f, K=2), {}),
-    "GINConv": lambda f, g: (pyg.GINConv(mlp(f, f)), {}),
-    "GINEConv": lambda f, g: (pyg.GINEConv(mlp(f, f)), {"edge_attr": g.edge_features(f)}),
-    "GINEConv, edge_dim": lambda f, g: (pyg.GINEConv(mlp(f, f), edge_dim=8), {"edge_attr": g.edge_features(8)}),
-    "ARMAConv": lambda f, g: (pyg.ARMAConv(f, f, num_stacks=2, num_layers=2), {}),
-    "SGConv": lambda f, g: (pyg.SGConv(f, f, K=2), {}),
-    "SSGConv": lambda f, g: (pyg.SSGConv(f, f, alpha=0.1, K=2), {}),
-    "APPNP": lambda f, g: (pyg.APPNP(K=3, alpha=0.1), {}),
-    "MFConv": lambda f, g: (pyg.MFConv(f, f), {}),
-    "RGCNConv": lambda f, g: (pyg.RGCNConv(f, f, num_relations=4), {"edge_type": g.types(4)}),
-    "RGCNConv, bases": lambda f, g: (pyg.RGCNConv(f, f, num_relations=4, num_bases=2), {"edge_type": g.types(4)}),
-    "FastRGCNConv": lambda f, g: (pyg.FastRGCNConv(f, f, num_relations=4), {"edge_type": g.types(4)}),
-    "RGATConv": lambda f, g: (pyg.RGATConv(f, f // 4, num_relations=4, heads=4), {"edge_type": g.types(4)}),
-    "SignedConv": lambda f, g: (pyg.SignedConv(f, f, first_aggr=True), {"neg_edge_index": g.edge_index.flip(0)}),
-    "PointNetConv": lambda f, g: (pyg.PointNetConv(mlp(f + 3, f)), {"pos": g.positions()}),
-    "GMMConv": lambda f, g: (pyg.GMMConv(f, f, dim=2, kernel_size=3), {"edge_attr": g.edge_features(2)}),
-    "GMMConv, separate": lambda f, g: (
-        pyg.GMMConv(f, f, dim=2, kernel_size=3, separate_gaussians=True),
-        {"edge_attr": g.edge_features(2)},
-    ),
-    "NNConv": lambda f, g: (pyg.NNConv(f, f, nn.Linear(4, f * f)), {"edge_attr": g.edge_features(4)}),
-    "CGConv": lambda f, g: (pyg.CGConv(f, dim=8), {"edge_attr": g.edge_features(8)}),
-    "EdgeConv, linear": lambda f, g: (pyg.EdgeConv(nn.Linear(2 * f, f)), {}),
-    "EdgeConv, MLP": lambda f, g: (pyg.EdgeConv(mlp(2 * f, f)), {}),
-    "EdgeConv, MLP, mean": lambda f, g: (pyg.EdgeConv(mlp(2 * f, f), aggr="mean"), {}),
-    "PPFConv": lambda f, g: (pyg.PPFConv(mlp(f + 4, f)), {"pos": g.positions(), "normal": g.positions()}),
-    "FeaStConv": lambda f, g: (pyg.FeaStConv(f, f, heads=2), {}),
-    "PointTransformerConv": lambda f, g: (pyg.PointTransformerConv(f, f), {"pos": g.positions()}),
-    "HypergraphConv": lambda f, g: (pyg.HypergraphConv(f, f), {}),
-    "LEConv": lambda f, g: (pyg.LEConv(f, f), {}),
-    "PNAConv": lambda f, g: (
-        pyg.PNAConv(f, f, ["mean", "min", "max", "std"], ["identity", "amplification", "attenuation"], degree_histogram(g)),
-        {},
-    ),
-    "PNAConv, edge_dim": lambda f, g: (
-        pyg.PNAConv(f, f, ["mean", "max", "std"], ["identity", "amplification"], degree_histogram(g), edge_dim=8),
-        {"edge_attr": g.edge_features(8)},
-    ),
-    "ClusterGCNConv": lambda f, g: (pyg.ClusterGCNConv(f, f), {}),
-    "GENConv": lambda f, g: (pyg.GENConv(f, f, aggr="softmax", learn_t=True), {}),
-    "GENConv, powermean": lambda f, g: (pyg.GENConv(f, f, aggr="powermean", learn_p=True), {}),
-    "GCN2Conv": lambda f, g: (pyg.GCN2Conv(f, alpha=0.1), {"x_0": g.x.detach().clone()}),
-    "PANConv": lambda f, g: (pyg.PANConv(f, f, filter_size=2), {}),
-    "WLConvContinuous": lambda f, g: (pyg.WLConvContinuous(), {}),
-    "FiLMConv": lambda f, g: (pyg.FiLMConv(f, f), {}),
-    "SuperGATConv": lambda f, g: (pyg.SuperGATConv(f, f // 4, heads=4, is_undirected=True), {}),
-    "FAConv": lambda f, g: (pyg.FAConv(f), {"x_0": g.x.detach().clone()}),
-    "EGConv": lambda f, g: (pyg.EGConv(f, f, aggregators=["sum", "mean", "max", "std"]), {}),
-    "PDNConv": lambda f, g: (pyg.PDNConv(f, f, edge_dim=8, hidden_channels=16), {"edge_attr": g.edge_features(8)}),
-    "GeneralConv": lambda f, g: (pyg.GeneralConv(f, f, attention=True, heads=2), {}),
-    "HEATConv": lambda f, g: (
-        pyg.HEATConv(f, f // 4, 3, 4, 8, 8, 8, heads=4),
-        {"node_type": g.types(3, "node"), "edge_type": g.types(4), "edge_attr": g.edge_features(8)},
-    ),
-    "LGConv": lambda f, g: (pyg.LGConv(), {}),
-    "PointGNNConv": lambda f, g: (pyg.PointGNNConv(mlp(f, 3), mlp(f + 3, f), mlp(f, f)), {"pos": g.positions()}),
-    "GPSConv": lambda f, g: (pyg.GPSConv(f, pyg.GINConv(mlp(f, f)), heads=1, attn_type="performer"), {}),
-    "AntiSymmetricConv": lambda f, g: (pyg.AntiSymmetricConv(f), {}),
-    "DirGNNConv": lambda f, g: (pyg.DirGNNConv(pyg.SAGEConv(f, f)), {}),
-    "MixHopConv": lambda f, g: (pyg.MixHopConv(f, f), {}),
-    "DNAConv": lambda f, g: (pyg.DNAConv(f, heads=2), {}),
+CASES: dict[str, tuple[str, Case]] = {
+    f"{group}/{name}": (group, case) for group, cases in GROUPS.items() for name, case in cases.items()
 }
-ORDER_OF_INPUTS = {"PointNetConv": ("x", "pos", "edge_index"), "PointTransformerConv": ("x", "pos", "edge_index")}
-ORDER_OF_INPUTS |= {"PointGNNConv": ("x", "pos", "edge_index"), "PPFConv": ("x", "pos", "normal", "edge_index")}
-ORDER_OF_INPUTS |= {"HEATConv": ("x", "edge_index", "node_type", "edge_type", "edge_attr")}
-ORDER_OF_INPUTS |= {"GCN2Conv": ("x", "x_0", "edge_index"), "FAConv": ("x", "x_0", "edge_index")}
+FEATURE_COLUMNS = (
+    16  # a quarter of the features: what is narrower (weights per edge and head, positions) is no feature per edge
+)
+_MARK = "<!-- below: written by benchmarks/coverage.py --markdown -->"
+_PLACE = re.compile(r" \(at .*\)$")  # where in PyG's code: a path of this machine
+_STEPS_S = 1.5  # of timed steps per case, about
 
 
 @dataclass
 class Row:
     """A line of the table."""
 
-    layer: str
-    is_right: bool = False
-    num_breaks: int = 0
+    name: str
+    commit: str = ""
+    is_right: bool | None = None
+    wrong: list[str] = field(default_factory=list)
+    error: str = ""
+    num_captures: int = 0
+    breaks: list[str] = field(default_factory=list)
     num_programs: int = 0
-    edge_columns: int = 0  # of the widest tensor with a row per edge
-    ratio: float | None = None
-    why: str = ""
+    reasons: list[str] = field(default_factory=list)
+    compile_s: float = 0.0
+    eager_columns: tuple[int, int] | None = None  # forward, backward
+    plait_columns: tuple[int, int] | None = None
+    times_ms: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # engine -> why it gave no time
+
+    def ratio(self, other: str) -> float | None:
+        if other not in self.times_ms or "plait" not in self.times_ms:
+            return None
+        return self.times_ms[other] / self.times_ms["plait"]
 
 
-def make_graph(num_nodes: int, num_edges: int, width: int) -> Graph:
+def large_graph(num_nodes: int, num_edges: int, width: int) -> Graph:
     generator = torch.Generator().manual_seed(0)
     edges = generate.powerlaw_edges(num_nodes, num_edges, seed=0)
     return Graph(generate.features(num_nodes, width, seed=1), edges, generator)
@@ -186,36 +95,159 @@ def small_graph(width: int) -> Graph:
     return Graph(torch.randn(47, width, generator=generator), edges, generator)
 
 
-def inputs_of(name: str, graph: Graph, extra: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kind = name.split(",")[0]
-    x = graph.x.detach().clone().requires_grad_()
-    known: dict[str, Any] = {"x": x, "edge_index": graph.edge_index, **extra}
-    if kind == "SignedConv":
-        return (x, graph.edge_index, extra["neg_edge_index"]), {}
-    if kind == "DNAConv":
-        return (x.detach().view(graph.num_nodes, 1, -1).repeat(1, 3, 1).requires_grad_(), graph.edge_index), {}
-    order = ORDER_OF_INPUTS.get(kind, ("x", "edge_index"))
-    return tuple(known.pop(item) for item in order), known
+def edge_counts(graph: Graph) -> set[int]:
+    """Sizes that mean a row per edge: with the loops, without, with new ones; and what the case has said."""
+    loops = int((graph.edge_index[0] == graph.edge_index[1]).sum())
+    edges, nodes = graph.num_edges, graph.num_nodes
+    counts = {edges, edges + nodes, edges - loops, edges - loops + nodes, edges // 2, *graph.extra_counts}
+    return {count for count in counts if count > 2 * GRAPHS_LEAST and count != nodes}
 
 
-def step(run: Callable[..., Any], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    """Outputs and all gradients of one training step."""
-    model.zero_grad()
-    args[0].grad = None
-    torch.manual_seed(1)
-    result = run(*args, **kwargs)
-    outputs = [item for item in torch.utils._pytree.tree_leaves(result) if isinstance(item, Tensor) and item.requires_grad]
-    generator = torch.Generator().manual_seed(2)
-    total = sum((item * torch.randn(item.shape, generator=generator)).sum() for item in outputs)
-    assert isinstance(total, Tensor)
-    total.backward()
-    found = {f"output {number}": item.detach() for number, item in enumerate(outputs)}
-    found |= {"x": args[0].grad} | {name: parameter.grad for name, parameter in model.named_parameters()}
-    return {name: item for name, item in found.items() if item is not None}
+GRAPHS_LEAST = 1000
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Step:
+    """A training step of a call, with the tensors whose gradients it is for."""
+
+    call: Call
+    wanted: list[Tensor]
+    weights: list[Tensor] = field(default_factory=list)  # of the outputs in the sum that is differentiated
+
+    @classmethod
+    def make(cls, case: Case, graph: Graph, *, all_inputs: bool) -> Step:
+        """all_inputs: every float input wants a gradient, not only what has a row of features per node."""
+        torch.manual_seed(0)
+        call = case(graph.width, graph)
+        wanted: list[Tensor] = []
+
+        def fresh(item: Tensor) -> Tensor:
+            item = item.detach().clone()
+            is_feature = item.dim() > 1 and item.shape[-1] == graph.width and item.shape[0] <= graph.num_nodes
+            if item.is_floating_point() and (all_inputs or is_feature):
+                wanted.append(item.requires_grad_())
+            return item
+
+        args, kwargs = tree_map_only(Tensor, fresh, (call.args, call.kwargs))
+        return cls(Call(call.model, args, kwargs), wanted)
+
+    def loss(self, run: Callable[..., Any]) -> tuple[list[Tensor], Tensor]:
+        self.call.model.zero_grad()
+        for item in self.wanted:
+            item.grad = None
+        torch.manual_seed(1)
+        random.seed(1)
+        numpy.random.seed(1)  # noqa: NPY002 PyG draws from the global state
+        result = run(*self.call.args, **self.call.kwargs)
+        outputs = [item for item in tree_leaves(result) if isinstance(item, Tensor) and item.is_floating_point()]
+        kept = [item for item in outputs if item.requires_grad]
+        shapes = [item.shape for item in kept]
+        if [item.shape for item in self.weights] != shapes:  # drawn once: it is no part of what is timed
+            generator = torch.Generator().manual_seed(2)
+            self.weights = [torch.randn(shape, generator=generator) for shape in shapes]
+        total = sum((item * weight.to(item.dtype)).sum() for item, weight in zip(kept, self.weights, strict=True))
+        if not isinstance(total, Tensor):
+            total = torch.zeros(())
+        return outputs, total
+
+    def __call__(self, run: Callable[..., Any], model: nn.Module) -> dict[str, Tensor]:
+        """Outputs, buffers and all gradients."""
+        outputs, total = self.loss(run)
+        if total.requires_grad:
+            total.backward()
+        found: dict[str, Tensor | None] = {f"output {number}": item.detach() for number, item in enumerate(outputs)}
+        found |= {f"input {number}": item.grad for number, item in enumerate(self.wanted)}
+        found |= {name: parameter.grad for name, parameter in model.named_parameters()}
+        found |= {name: item for name, item in model.named_buffers() if item.is_floating_point()}
+        return {name: item.detach().clone() for name, item in found.items() if item is not None}
+
+
+def wrong_values(want: dict[str, Tensor], got: dict[str, Tensor], precise: dict[str, Tensor]) -> list[str]:
+    """What differs by more than rounding: as far from float64 as three times eager's own distance is rounding."""
+    wrong = []
+    for key, expected in want.items():
+        if key not in got or got[key].shape != expected.shape:
+            wrong.append(f"{key} is missing" if key not in got else f"{key}: shape {tuple(got[key].shape)}")
+            continue
+        scale = expected.abs().max().item() if expected.numel() else 0.0
+        allowed = 2e-4 * scale + 2e-5
+        if key in precise and precise[key].shape == expected.shape:
+            allowed += 3 * _distance(expected, precise[key])
+        if expected.numel() and not _distance(got[key], expected) <= allowed:
+            wrong.append(f"{key}: off by {_distance(got[key], expected):.2g} of {scale:.2g}")
+    return wrong + [f"{key} should be None" for key in got if key not in want]
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, torch.zeros_like(a), (a - b).abs()).max().item()
+
+
+# --- check ------------------------------------------------------------------------------------------------------------------
+
+
+def check(row: Row, case: Case, width: int) -> None:
+    step = Step.make(case, small_graph(width), all_inputs=True)
+    model = step.call.model
+    start = copy.deepcopy(model)
+    want = step(model, model)
+    spare = copy.deepcopy(start)
+    counters = torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
+    counters.clear()
+    RECORDS.clear()
+    began = time.perf_counter()
+    step = Step(Call(start, step.call.args, step.call.kwargs), step.wanted)
+    got = step(plait.compile(start, dynamic=True), start)
+    row.compile_s = time.perf_counter() - began
+    row.breaks = [str(reason).strip().splitlines()[0][:160] for reason, times in counters.items() for _ in range(times)]
+    records = list(RECORDS)
+    row.num_captures = len(records)
+    row.num_programs = sum(len(programs) for record in records for programs in record.programs.values())
+    row.wrong = wrong_values(want, got, {})
+    if row.wrong:
+        row.wrong = wrong_values(want, got, in_float64(spare, step))
+    row.is_right = not row.wrong
+    reasons = [str(item) for record in records for item in record.fallbacks]
+    reasons += [note for record in records for note in record.notes]
+    row.reasons = list(dict.fromkeys(reasons))
+
+
+def in_float64(model: nn.Module, step: Step) -> dict[str, Tensor]:
+    """The same step in double precision; empty where the model does not run so."""
+    double = copy.deepcopy(model).double()
+    wanted: list[Tensor] = []
+
+    def convert(item: Tensor) -> Tensor:
+        if not item.is_floating_point():
+            return item
+        new = item.detach().double()
+        if item.requires_grad:
+            wanted.append(new.requires_grad_())
+        return new
+
+    args, kwargs = tree_map_only(Tensor, convert, (step.call.args, step.call.kwargs))
+    try:
+        return Step(Call(double, args, kwargs), wanted)(double, double)
+    except Exception:
+        log.debug("in float64", exc_info=True)
+        return {}
+
+
+# --- edge tensors -----------------------------------------------------------------------------------------------------------
 
 
 class EdgeTensors(TorchDispatchMode):
-    """The widest float tensor whose leading size is a number of edges, among what is made while the mode is on."""
+    """The widest float tensor with an axis that counts edges, among what is made while the mode is on."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled functions run compiled under this mode, too."""
+        return True
 
     def __init__(self, counts: set[int]) -> None:
         super().__init__()
@@ -224,108 +256,244 @@ class EdgeTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for item in torch.utils._pytree.tree_leaves(result):
-            if isinstance(item, Tensor) and item.is_floating_point() and item.dim() > 0 and item.shape[0] in self.counts:
-                self.columns = max(self.columns, item.untyped_storage().nbytes() // item.element_size() // item.shape[0])
+        for item in tree_leaves(result):
+            if isinstance(item, Tensor) and item.is_floating_point():
+                for size in item.shape:
+                    if size in self.counts:
+                        storage = item.untyped_storage().nbytes() // item.element_size()  # an expanded number is not wide
+                        self.columns = max(self.columns, min(storage, item.numel()) // size)
         return result
 
 
-def examine(name: str, large: Graph, rounds: int) -> Row:
-    row = Row(name)
-    width = large.x.shape[1]
-    try:
-        check(row, name, width)
-        if rounds:
-            measure(row, name, large, rounds)
-    except Exception as error:  # a table of what works must not end where something does not
-        row.why = row.why or f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        log.exception("%s", name)
-    return row
+def columns_of(step: Step, run: Callable[..., Any], counts: set[int]) -> tuple[int, int]:
+    with EdgeTensors(counts) as forward:
+        _, total = step.loss(run)
+    with EdgeTensors(counts) as backward:
+        if total.requires_grad:
+            total.backward()
+    return forward.columns, backward.columns
 
 
-def check(row: Row, name: str, width: int) -> None:
-    graph = small_graph(width)
-    torch.manual_seed(0)
-    model, extra = LAYERS[name](width, graph)
-    args, kwargs = inputs_of(name, graph, extra)
-    expected = step(model, model, args, kwargs)
+def engines(model: nn.Module) -> dict[str, Callable[[], Callable[..., Any]]]:
+    return {
+        "eager": lambda: model,
+        "inductor": lambda: torch.compile(model),
+        "plait": lambda: plait.compile(model),
+    }
+
+
+def warmed(row: Row, step: Step, names: list[str]) -> dict[str, Callable[..., Any]]:
+    """Every engine that runs, compiled by two steps."""
+    runs: dict[str, Callable[..., Any]] = {}
     torch._dynamo.reset()
-    before = len(RECORDS)
-    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
-    compiled = torch.compile(model, backend="plait", dynamic=True)
-    got = step(compiled, model, args, kwargs)
-    row.num_breaks = sum(torch._dynamo.utils.counters["graph_break"].values()) - breaks
-    records = RECORDS[before:]
-    row.num_programs = sum(len(programs) for record in records for programs in record.programs.values())
-    wrong = []
-    for key, want in expected.items():
-        scale = max(want.abs().max().item(), 1e-6)
-        if key not in got or not (got[key] - want).abs().max().item() <= 2e-4 * scale + 2e-5:
-            wrong.append(key)
-    row.is_right = not wrong
-    reasons = [str(item) for record in records for item in record.fallbacks]
-    reasons += [note for record in records for note in record.notes if "unfused" in note or "not fused" in note]
-    row.why = "; ".join(dict.fromkeys([*(f"WRONG: {key}" for key in wrong), *reasons]))
+    for name in names:
+        try:
+            run = engines(step.call.model)[name]()
+            for _ in range(2):
+                _timed(step, run)
+            runs[name] = run
+            row.failed.pop(name, None)
+        except Exception as error:
+            log.debug("%s with %s", row.name, name, exc_info=True)
+            row.failed[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    return runs
 
 
-def measure(row: Row, name: str, graph: Graph, rounds: int) -> None:
-    torch.manual_seed(0)
-    model, extra = LAYERS[name](graph.x.shape[1], graph)
-    args, kwargs = inputs_of(name, graph, extra)
-    torch._dynamo.reset()
-    runs = {"eager": model, "plait": torch.compile(model, backend="plait", dynamic=True)}
-    for _ in range(2):
-        for run in runs.values():
-            step(run, model, args, kwargs)
-    loops = int((graph.edge_index[0] == graph.edge_index[1]).sum())
-    edges = graph.num_edges
-    with EdgeTensors({edges, edges + graph.num_nodes, edges - loops, edges - loops + graph.num_nodes}) as seen:
-        step(runs["plait"], model, args, kwargs)
-    row.edge_columns = seen.columns
-    times: dict[str, list[float]] = {engine: [] for engine in runs}
+# --- time -------------------------------------------------------------------------------------------------------------------
+
+
+def take_times(row: Row, case: Case, graph: Graph, names: list[str]) -> None:
+    """Times in turns; then, since a dispatch mode may change how a compiled function runs, the tensors that are made."""
+    step = Step.make(case, graph, all_inputs=False)
+    runs = warmed(row, step, names)
+    once = {name: _timed(step, run) for name, run in runs.items()}
+    rounds = max(3, min(15, int(_STEPS_S / sum(once.values()))))
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for engine, run in runs.items():
-            start = time.perf_counter()
-            step(run, model, args, kwargs)
-            times[engine].append(time.perf_counter() - start)
-    row.ratio = statistics.median(times["eager"]) / statistics.median(times["plait"])
+        for name, run in runs.items():
+            times[name].append(_timed(step, run))
+    row.times_ms |= {name: 1e3 * statistics.median(items) for name, items in times.items()}
+    counts = edge_counts(graph)
+    row.eager_columns = columns_of(step, runs["eager"], counts)
+    if "plait" in runs:
+        row.plait_columns = columns_of(step, runs["plait"], counts)
+
+
+def _timed(step: Step, run: Callable[..., Any]) -> float:
+    begin = time.perf_counter()
+    _, total = step.loss(run)
+    if total.requires_grad:
+        total.backward()
+    return time.perf_counter() - begin
+
+
+# --- table ------------------------------------------------------------------------------------------------------------------
 
 
 def as_markdown(rows: list[Row]) -> str:
-    lines = ["| layer | right | graph breaks | programs | columns per edge left | times faster | what is left, and why |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = [
+        "| | right | breaks | programs | columns per edge, eager | plait | over eager | over Inductor | what is left, and why |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
-        ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
-        right = "yes" if row.is_right else "**no**"
-        cells = (row.layer, right, row.num_breaks, row.num_programs, row.edge_columns, ratio, row.why.replace("|", "/"))
+        right = {True: "yes", False: "**no**", None: "?"}[row.is_right]
+        cells = (
+            row.name.partition("/")[2],
+            right,
+            len(row.breaks),
+            row.num_programs,
+            _columns(row.eager_columns),
+            _columns(row.plait_columns),
+            _ratio(row, "eager"),
+            _ratio(row, "inductor"),
+            _remarks(row),
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
+def _columns(pair: tuple[int, int] | None) -> str:
+    return f"{pair[0]}, {pair[1]}" if pair is not None else ""
+
+
+def _ratio(row: Row, other: str) -> str:
+    ratio = row.ratio(other)
+    if ratio is None:
+        return "fails" if other in row.failed else ""
+    return f"**{ratio:.2f}**" if ratio < 0.95 else f"{ratio:.2f}"
+
+
+def _remarks(row: Row) -> str:
+    said = [
+        *row.wrong,
+        *([row.error] if row.error else []),
+        *(f"break: {item}" for item in dict.fromkeys(row.breaks)),
+        *row.reasons,
+    ]
+    said = [_PLACE.sub("", item) for item in said]
+    said = [item.replace("|", "/").replace("\n", " ").replace(" runs unfused", "").replace("aten.", "") for item in said]
+    return "; ".join(item if len(item) < 220 else item[:217] + "..." for item in said)
+
+
+def summary(rows: list[Row]) -> str:
+    lines = []
+    right = [row for row in rows if row.is_right]
+    lines.append(f"{len(right)} of {len(rows)} right")
+    seen = [row for row in rows if row.plait_columns is not None]
+    if seen:
+        free = [row for row in seen if max(row.plait_columns or (0, 0)) < FEATURE_COLUMNS]
+        lines.append(f"{len(free)} of {len(seen)} make no tensor with {FEATURE_COLUMNS} or more columns per edge")
+    for other in ("eager", "inductor"):
+        ratios = [ratio for row in rows if (ratio := row.ratio(other)) is not None]
+        if ratios:
+            slow = sum(ratio < 0.95 for ratio in ratios)
+            mean = statistics.geometric_mean(ratios)
+            lines.append(f"geometric mean over {other}: {mean:.2f} ({len(ratios)} cases, {slow} below 0.95)")
+    return "\n".join(lines)
+
+
+def page(rows: list[Row], path: pathlib.Path) -> str:
+    """What a page says above the mark, and below it a table per group."""
+    head = path.read_text().partition(_MARK)[0] if path.exists() else ""
+    parts = [f"{head}{_MARK}\n", f"## All\n\n{as_list(summary(rows))}\n"]
+    for group in GROUPS:
+        of_group = [row for row in rows if row.name.startswith(f"{group}/")]
+        if of_group:
+            parts.append(f"## {group}\n\n{as_list(summary(of_group))}\n\n{as_markdown(of_group)}\n")
+    return "\n".join(parts)
+
+
+def as_list(text: str) -> str:
+    return "\n".join(f"- {line}" for line in text.splitlines())
+
+
+# --- main -------------------------------------------------------------------------------------------------------------------
+
+
+def load(path: pathlib.Path | None) -> dict[str, Row]:
+    if path is None or not path.exists():
+        return {}
+    return {item["name"]: Row(**item) for item in json.loads(path.read_text())}
+
+
+def save(path: pathlib.Path | None, rows: dict[str, Row]) -> None:
+    if path is not None:
+        path.write_text(json.dumps([dataclasses.asdict(row) for row in rows.values()], indent=1))
+
+
+def chosen(arguments: argparse.Namespace) -> list[str]:
+    names = [
+        key
+        for key, (group, _) in CASES.items()
+        if (not arguments.group or group in arguments.group)
+        and (not arguments.cases or any(key == item or key.partition("/")[2].startswith(item) for item in arguments.cases))
+    ]
+    part, _, parts = arguments.part.partition("/")
+    return names[int(part) - 1 :: int(parts)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--layers", nargs="*", help="names, or beginnings of names")
+    parser.add_argument("--cases", nargs="*", help="names, or beginnings of names")
+    parser.add_argument("--group", nargs="*", choices=list(GROUPS))
+    parser.add_argument("--stages", nargs="*", default=["check"], choices=["check", "time", "none"])
+    parser.add_argument("--engines", nargs="*", default=["eager", "inductor", "plait"], choices=["eager", "inductor", "plait"])
+    parser.add_argument("--store", type=pathlib.Path, help="results by case, read and added to")
+    parser.add_argument("--part", default="1/1", help="2/9: the second of nine parts")
+    parser.add_argument("--todo", action="store_true", help="only what the store has no result of yet")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no further case after so long")
+    parser.add_argument("--limit", type=int, default=300, help="seconds per case")
     parser.add_argument("--nodes", type=int, default=20_000)
     parser.add_argument("--edges", type=int, default=200_000)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5, help="0: only the check on a small graph")
-    parser.add_argument("--markdown")
+    parser.add_argument("--markdown", type=pathlib.Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    large = make_graph(arguments.nodes, arguments.edges, arguments.width)
-    rows = []
-    for name in LAYERS:
-        if arguments.layers and not any(name.startswith(item) for item in arguments.layers):
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    store = load(arguments.store)
+    names = chosen(arguments)
+    began = time.monotonic()
+    for name in names:
+        row = store.get(name, Row(name))
+        if time.monotonic() - began > arguments.seconds:
+            break
+        if "none" in arguments.stages or (arguments.todo and is_done(row, arguments.stages)):
             continue
-        rows.append(examine(name, large, arguments.rounds))
-        print(as_markdown(rows[-1:]).splitlines()[-1], flush=True)
-    table = as_markdown(rows)
+        examine(row, arguments)
+        row.commit = commit
+        store = load(arguments.store) | {name: row}
+        save(arguments.store, store)
+        print(as_markdown([row]).splitlines()[-1], flush=True)
+    rows = [store[name] for name in names if name in store]
     if arguments.markdown:
-        pathlib.Path(arguments.markdown).write_text(table + "\n")
-    ratios = [row.ratio for row in rows if row.ratio]
-    num_right = sum(row.is_right for row in rows)
-    mean = f"; geometric mean {statistics.geometric_mean(ratios):.2f} times faster than eager" if ratios else ""
-    print(f"\n{num_right} of {len(rows)} right{mean}")
+        arguments.markdown.write_text(page(rows, arguments.markdown))
+    print(f"\n{summary(rows)}")
+
+
+def is_done(row: Row, stages: list[str]) -> bool:
+    done = {"check": row.is_right is not None, "time": bool(row.times_ms)}
+    return bool(row.error) or all(done[stage] for stage in stages)
+
+
+def examine(row: Row, arguments: argparse.Namespace) -> None:
+    case = CASES[row.name][1]
+    row.error = ""
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.alarm(arguments.limit)
+    try:
+        if "check" in arguments.stages:
+            check(row, case, arguments.width)
+        if "time" in arguments.stages:
+            take_times(row, case, large_graph(arguments.nodes, arguments.edges, arguments.width), arguments.engines)
+    except Exception as error:  # a table of what works must not end where something does not
+        row.error = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+        log.exception("%s", row.name)
+    finally:
+        signal.alarm(0)
+
+
+def _out_of_time(number: int, frame: object) -> None:
+    raise TimeoutError("took longer than the limit")
 
 
 if __name__ == "__main__":

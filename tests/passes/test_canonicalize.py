@@ -140,6 +140,22 @@ def test_sum_onto_what_is_not_zero_is_added() -> None:
     assert_same_law(graph_module, onto, (X, VALUES, DST))
 
 
+MASKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "x[mask] = number": lambda x: x.clone().index_put((x > 0,), torch.tensor(2.0)),
+    "rows by a mask of rows": lambda x: x.clone().index_put((x[:, 0] > 0,), torch.tensor(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_number_put_where_a_mask_is_set_is_a_choice(name: str) -> None:
+    graph_module, reasons = rewritten(MASKED[name], X)
+
+    assert "aten.where.self" in targets(graph_module.graph)
+    assert "aten.index_put" not in targets(graph_module.graph)
+    assert reasons == []
+    assert_same_law(graph_module, MASKED[name], (X,))
+
+
 def test_fills_are_known_in_all_their_spellings() -> None:
     for fill in (
         lambda v: torch.zeros(N, C),
@@ -156,7 +172,6 @@ def test_fills_are_known_in_all_their_spellings() -> None:
 # --- what stays as it is -----------------------------------------------------------------------------------------------
 
 LEFT: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], str]] = {
-    "columns": (lambda x, i: x.index_select(1, i % C), (X, SRC), "selects along axis 1, not rows"),
     "two indices": (lambda x, i: x[i, i % C], (X, SRC), "the index is not one int vector over the rows"),
     "a mask": (lambda x, i: x[x[:, 0] > 0], (X, SRC), "the index is not one int vector over the rows"),
     "a matrix of indices": (lambda x, i: x[i.view(1, -1)], (X, SRC), "the index is not one int vector over the rows"),
@@ -184,7 +199,11 @@ LEFT: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], str]] = {
         "the values are broadcast",
     ),
     "alpha": (lambda v, i: zeros(v).index_add(0, i, v, alpha=2.0), (VALUES, DST), "alpha is not 1"),
-    "columns added": (lambda v, i: torch.zeros(E, N).index_add(1, i[:C], v), (VALUES, DST), "not a sum of rows"),
+    "rows overwritten by a mask": (
+        lambda v, i: zeros(v).index_put((torch.arange(N) > 2,), v[: N - 3]),
+        (VALUES, DST),
+        "it overwrites instead of adding",
+    ),
     "mean onto values": (
         lambda v, i: (v[:N] * 2).scatter_reduce(0, spread(i, v), v, "mean"),
         (VALUES, DST),

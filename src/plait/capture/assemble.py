@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,8 @@ from plait.passes.fuse import Region, find_edge_regions, find_row_regions
 from plait.passes.structure import own_maps, split_structure
 
 _NARROW_FLOATS = (torch.bfloat16, torch.float16)
+# numbers per row: kernels unroll a row's columns, and the C++ compiler needs minutes and gigabytes for twelve thousand of them
+_MAX_COLUMNS = 4096
 _PLAIT = (operators.gather, operators.segment_reduce, operators.uniform)
 
 
@@ -42,7 +45,8 @@ def is_fusable(node: Node) -> bool:
     val = value(node)
     if val.dim() == 0 or val.dtype not in DTYPES or val.device.type != "cpu":
         return False
-    return inner_sizes(val) is not None
+    inner = inner_sizes(val)
+    return inner is not None and math.prod(inner) <= _MAX_COLUMNS
 
 
 def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: int, build: bool = True) -> GraphModule:

@@ -20,7 +20,7 @@ from plait.capture.partition import Halves, Joint, copy_graph, eager_peak, parti
 from plait.capture.record import Record, new_record
 from plait.capture.region import Region
 from plait.capture.step import step_of
-from plait.capture.trace import forward_graph, mark_dropout, specialize_floats
+from plait.capture.trace import detach_no_grad, forward_graph, mark_dropout, specialize_floats
 from plait.capture.tune import machine_costs
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError
@@ -83,6 +83,7 @@ def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], record: R
     """The whole chain: rewrites happen before autograd."""
     marked = GraphModule(gm, copy_graph(gm.graph))
     mark_dropout(marked)
+    detach_no_grad(marked)
     forward = forward_graph(marked, example_inputs)
     record.dump("captured", gm.print_readable(print_output=False))
     _run_passes(forward, pipeline.FORWARD, record, _forward_setting(forward.graph, example_inputs, record.order))

@@ -107,7 +107,7 @@ class Lowering(Expressions):
     def gather(self, node: fx.Node) -> Node:
         """gather(x, own map) is x itself, read per row; by another map it is a load at that map's entry."""
         x, index = arguments(node)[:2]
-        if index is self.region.rows:
+        if index is self.region.rows and (x in self.values or self.domains.of(x) is self.region.row_domain):
             return self.values[x] if x in self.values else self._load(x, "row", None)
         if index not in self.maps:
             self.maps[index] = x

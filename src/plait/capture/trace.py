@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import PropagateUnbackedSymInts
 from torch.fx.traceback import preserve_node_meta
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from plait import operators
 from plait.errors import UnsupportedError
@@ -25,6 +26,15 @@ from plait.errors import UnsupportedError
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 # what a trace through the operators would lose: these keep autograd's own rules
 _AUTOGRAD_RULES = (torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast)
+aten = torch.ops.aten
+
+
+def _copy(base: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    """What functionalization makes of `a[...] = b`; aten has no derivative for its operator."""
+    return source.to(base.dtype).expand(base.shape).clone()
+
+
+_DECOMPOSITIONS = {aten.copy.default: _copy}
 
 
 def specialize_floats(gm: GraphModule) -> None:
@@ -81,8 +91,64 @@ def _static(number: Any) -> Any:
     return example if isinstance(example, float) else number
 
 
+def detach_no_grad(gm: GraphModule) -> None:
+    """What is computed under `torch.no_grad()` is detached, and the switches go: the trace has no gradients of its own.
+
+    A region that writes in place stays as it is: a write to a tensor with a gradient is allowed there, and nowhere else.
+    """
+    enabled = [torch.is_grad_enabled()]
+    inside: list[Node] = []
+    switches: list[Node] = []
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.target is torch._C._set_grad_enabled:
+            enabled.append(bool(node.args[0]))
+            switches.append(node)
+        elif not enabled[-1] and node.op not in ("placeholder", "get_attr", "output"):
+            inside.append(node)
+    if (
+        not switches
+        or not enabled[0]
+        or not enabled[-1]
+        or any(_writes(node) and not _is_fresh(node.args[0], set(inside)) for node in inside)
+    ):
+        return
+    members = set(inside)
+    for node in inside:
+        if not isinstance(node.meta.get("example_value"), torch.Tensor) or all(user in members for user in node.users):
+            continue
+        with gm.graph.inserting_after(node):
+            new = gm.graph.call_method("detach", (node,))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new and user not in members)  # type: ignore[misc]
+    for node in switches:
+        gm.graph.erase_node(node)
+    gm.recompile()
+
+
+def _writes(node: Node) -> bool:
+    """Whether a captured call writes to a tensor: x.add_(1), torch.relu_(x), x[0] = 1, out=..."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    is_inplace = name.endswith("_") and not name.endswith("__")
+    return is_inplace or name in ("setitem", "iadd", "imul", "isub", "itruediv") or "out" in node.kwargs
+
+
+def _is_fresh(node: Any, inside: set[Node]) -> bool:
+    """Whether a tensor was made in the region, of no tensor's memory: what views and writes there return is fresh, too."""
+    while isinstance(node, Node) and node in inside:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name.removeprefix("new_").removesuffix("_like") in ("zeros", "ones", "full", "empty"):
+            return True
+        if not node.args:
+            return False
+        node = node.args[0]
+    return False
+
+
 def forward_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
     """`gm` as a functional graph of aten operators; raises UnsupportedError where that would lose autograd's rules."""
+    subclasses = {type(item).__name__ for item in example_inputs if is_traceable_wrapper_subclass(item)}
+    if subclasses:
+        raise UnsupportedError(f"an input is a {' and a '.join(sorted(subclasses))}, a tensor that traces itself")
     for node in gm.graph.nodes:
         if node.op == "call_function" and (
             node.target in _AUTOGRAD_RULES or isinstance(node.target, torch._ops.HigherOrderOperator)
@@ -97,7 +163,7 @@ def forward_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule
     interpreter = PropagateUnbackedSymInts(gm)
     run: Callable[..., Any] = torch.func.functionalize(lambda *inputs: interpreter.run(*inputs), remove="mutations")
     with torch.no_grad(), mode, enable_python_dispatcher(), preserve_node_meta():
-        return make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+        return make_fx(run, tracing_mode="real", decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
 
 
 def specialize_widths(fakes: Sequence[Any]) -> None:

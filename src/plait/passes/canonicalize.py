@@ -13,6 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from plait import operators
+from plait.passes.axes import swapped
 from plait.passes.edit import (
     Editor,
     argument,
@@ -70,23 +71,25 @@ def _is_vector_index(node: Any) -> bool:
     return isinstance(node, Node) and is_integral(node) and value(node).dim() == 1 and value(node).dtype != torch.bool
 
 
-def broadcast_vector(index: Any) -> Node | None:
-    """The int vector [E] that `index` [E, ...] repeats along every axis but the first, or None."""
+def broadcast_vector(index: Any, axis: int = 0) -> Node | None:
+    """The int vector [E] that `index` [..., E, ...] repeats along every axis but this one, or None."""
     if _is_vector_index(index):
         return index  # type: ignore[no-any-return]
+    if not is_integral(index):
+        return None
+    size = value(index).shape[axis]
     node = index
-    if is_call(node, aten.expand.default, aten.repeat.default):
-        node = arguments(node)[0]
-    elif not is_integral(node) or any(not same_size(size, 1) for size in value(node).shape[1:]):
+    while is_call(node, aten.expand.default, aten.repeat.default):
+        source = arguments(node)[0]
+        axis -= value(node).dim() - value(source).dim()
+        node = source
+        if axis < 0 or not same_size(value(node).shape[axis], size):
+            return None
+    if any(not same_size(other, 1) for number, other in enumerate(value(node).shape) if number != axis):
         return None
-    shape = value(node).shape
-    if not same_size(shape[0], value(index).shape[0]) or any(not same_size(size, 1) for size in shape[1:]):
-        return None
-    while is_call(node, *_VIEWS):
+    while not _is_vector_index(node) and is_call(node, *_VIEWS):
         node = arguments(node)[0]
-        if _is_vector_index(node):
-            return node if same_size(value(node).shape[0], shape[0]) else None
-    return None
+    return node if _is_vector_index(node) and same_size(value(node).shape[0], size) else None
 
 
 def _axis(node: Node, axis: int) -> int:
@@ -117,30 +120,48 @@ def _number(given: Any) -> float | None:
 def _index_select(node: Node) -> Node | str:
     """x.index_select(0, idx) = gather(x, idx)"""
     x, axis, index = arguments(node)
-    if _axis(x, axis) != 0:
-        return f"selects along axis {axis}, not rows"
     if value(x).dim() == 0 or not _is_vector_index(index):
         return "the index is not a vector"
-    return Editor(node.graph, node).call(operators.gather, x, index)
+    return _gathered(node, x, _axis(x, axis), index)
+
+
+def _gathered(node: Node, x: Node, axis: int, index: Node, *more: bool) -> Node:
+    """Rows along another axis than the first: transpose(gather(transpose(x), idx))"""
+    edit = Editor(node.graph, node)
+    return swapped(edit, edit.call(operators.gather, swapped(edit, x, axis), index, *more), axis)
 
 
 def _index(node: Node) -> Node | str:
-    """x[idx] = gather(x, idx)"""
+    """x[idx] = gather(x, idx); x[:, idx] along axis 1"""
     x, indices = arguments(node)
-    if len(indices) != 1 or not _is_vector_index(indices[0]):
+    axis = _only_index(indices)
+    if axis is None or (axis > 0 and not value(x).dtype.is_floating_point):
         return "the index is not one int vector over the rows"
-    return Editor(node.graph, node).call(operators.gather, x, indices[0], True)
+    return _gathered(node, x, axis, indices[axis], True)
+
+
+def _only_index(indices: Any) -> int | None:
+    """The axis of the one int vector among the indices of x[...]; None where there is something else."""
+    given = [axis for axis, item in enumerate(indices) if item is not None]
+    return given[0] if len(given) == 1 and _is_vector_index(indices[given[0]]) else None
 
 
 def _aten_gather(node: Node) -> Node | str:
     """x.gather(0, idx expanded over the columns) = gather(x, idx)"""
     x, axis, index = arguments(node)[:3]
-    vector = broadcast_vector(index)
-    if value(x).dim() == 0 or _axis(x, axis) != 0 or vector is None:
+    if value(x).dim() == 0:
+        return "a number has no rows"
+    axis = _axis(x, axis)
+    vector = broadcast_vector(index, axis)
+    if vector is None:
         return "the index differs between columns"
-    if not same_shape(value(index).shape[1:], value(x).shape[1:]):
+    if not same_shape(_others(value(index).shape, axis), _others(value(x).shape, axis)):
         return "only some of the columns are read"
-    return Editor(node.graph, node).call(operators.gather, x, vector)
+    return _gathered(node, x, axis, vector)
+
+
+def _others(shape: Any, axis: int) -> list[Any]:
+    return [size for number, size in enumerate(shape) if number != axis]
 
 
 def _embedding(node: Node) -> Node | str:
@@ -157,16 +178,32 @@ def _embedding(node: Node) -> Node | str:
 
 
 def _reduced(
-    node: Node, base: Node, index: Node, source: Node, reduce: str, *, include_base: bool, wrap: bool = False
+    node: Node, base: Node, index: Node, source: Node, reduce: str, *, include_base: bool, wrap: bool = False, axis: int = 0
 ) -> Node | str:
     """The reduction of `source` by `index` onto `base`, whose rows without entries keep their value."""
-    if not same_shape(value(source).shape[1:], value(base).shape[1:]):
+    if not same_shape(_others(value(source).shape, axis), _others(value(base).shape, axis)):
         return "the scattered rows do not have the shape of the result's rows"
     if not value(source).dtype.is_floating_point and reduce != "sum":
         return "an integer reduction"
     fill = fill_value(base)
     edit = Editor(node.graph, node)
-    num_rows = edit.size(base, 0)
+    num_rows = edit.size(base, axis)
+    source, base = swapped(edit, source, axis), swapped(edit, base, axis)
+    result = _reduced_rows(edit, base, fill, num_rows, index, source, reduce, include_base, wrap)
+    return result if isinstance(result, str) else swapped(edit, result, axis)
+
+
+def _reduced_rows(
+    edit: Editor,
+    base: Node,
+    fill: float | None,
+    num_rows: Any,
+    index: Node,
+    source: Node,
+    reduce: str,
+    include_base: bool,
+    wrap: bool,
+) -> Node | str:
     if reduce == "mean":
         return _mean(edit, index, source, num_rows, include_base) if fill == 0.0 else "a mean onto something else than zeros"
     if reduce == "sum" and (include_base or fill == 0.0):
@@ -206,42 +243,63 @@ def _scatter_reduce(node: Node) -> Node | str:
 
 
 def _scattered(node: Node, base: Node, axis: int, index: Node, source: Node, reduce: str, *, include_base: bool) -> Node | str:
-    vector = broadcast_vector(index)
-    if value(base).dim() == 0 or _axis(base, axis) != 0 or vector is None:
+    if value(base).dim() == 0:
+        return "a number has no rows"
+    axis = _axis(base, axis)
+    vector = broadcast_vector(index, axis)
+    if vector is None:
         return "the index differs between columns"
     if not same_shape(value(index).shape, value(source).shape):
         return "the index covers only a part of the source"
-    return _reduced(node, base, vector, source, reduce, include_base=include_base)
+    return _reduced(node, base, vector, source, reduce, include_base=include_base, axis=axis)
 
 
 def _index_add(node: Node) -> Node | str:
     base, axis, index, source = arguments(node)
-    if value(base).dim() == 0 or _axis(base, axis) != 0 or not _is_vector_index(index):
+    if value(base).dim() == 0 or not _is_vector_index(index):
         return "not a sum of rows"
     if argument(node, 4, "alpha", 1) != 1:
         return "alpha is not 1"
-    return _reduced(node, base, index, source, "sum", include_base=True)
+    return _reduced(node, base, index, source, "sum", include_base=True, axis=_axis(base, axis))
 
 
 def _index_reduce(node: Node) -> Node | str:
     base, axis, index, source, name = arguments(node)
     include = argument(node, 5, "include_self", True)
     reduce = _SCATTER_REDUCTIONS.get(name)
-    if value(base).dim() == 0 or _axis(base, axis) != 0 or reduce in (None, "sum"):
+    if value(base).dim() == 0 or reduce in (None, "sum"):
         return f"index_reduce {name!r} is not fused"
     assert reduce is not None
-    return _reduced(node, base, index, source, reduce, include_base=include)
+    return _reduced(node, base, index, source, reduce, include_base=include, axis=_axis(base, axis))
 
 
 def _index_put(node: Node) -> Node | str:
     base, indices, source = arguments(node)[:3]
     if not argument(node, 3, "accumulate", False):
-        return "it overwrites instead of adding"
+        return _masked(node, base, indices, source) or "it overwrites instead of adding"
     if len(indices) != 1 or not _is_vector_index(indices[0]):
         return "the index is not one int vector over the rows"
     if not same_shape(value(source).shape, (value(indices[0]).shape[0], *value(base).shape[1:])):
         return "the values are broadcast"
     return _reduced(node, base, indices[0], source, "sum", include_base=True, wrap=True)
+
+
+def _masked(node: Node, base: Node, indices: Any, source: Node) -> Node | None:
+    """base[mask] = number: where(mask, number, base)"""
+    if len(indices) != 1 or not is_tensor(indices[0]) or value(indices[0]).dtype != torch.bool:
+        return None
+    mask = indices[0]
+    missing = value(base).dim() - value(mask).dim()
+    if any(not same_size(size, 1) for size in value(source).shape) or missing < 0:
+        return None
+    if not same_shape(value(mask).shape, value(base).shape[: value(mask).dim()]):
+        return None
+    edit = Editor(node.graph, node)
+    for _ in range(missing):
+        mask = edit.call(aten.unsqueeze.default, mask, -1)
+    if value(source).dim() > 0:
+        source = edit.call(aten.view.default, source, [])
+    return edit.call(aten.where.self, mask, source, base)
 
 
 SPELLINGS: dict[Any, Callable[[Node], Node | str]] = {

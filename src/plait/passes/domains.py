@@ -37,8 +37,30 @@ _ROW_VIEWS = frozenset(
         aten.amax.default,
         aten.amin.default,
         aten.cat.default,
+        aten.stack.default,
+        aten.repeat.default,
+        aten.slice_backward.default,
+        aten.select_backward.default,
+        aten.linalg_vector_norm.default,
+        aten.linalg_cross.default,
+        aten._softmax.default,
+        aten._log_softmax.default,
+        aten._softmax_backward_data.default,
+        aten._log_softmax_backward_data.default,
     }
 )
+_AXIS_AT = {  # operators with one axis: its position among the arguments, and how many axes the operand lacks
+    aten.select.int: (1, 0),
+    aten.squeeze.dim: (1, 0),
+    aten.slice.Tensor: (1, 0),
+    aten.unsqueeze.default: (1, 1),
+    aten.slice_backward.default: (2, 0),
+    aten.select_backward.default: (2, 1),
+    aten._softmax.default: (1, 0),
+    aten._log_softmax.default: (1, 0),
+    aten._softmax_backward_data.default: (2, 0),
+    aten._log_softmax_backward_data.default: (2, 0),
+}
 _FIRST_OPERAND_PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1, aten.bmm.default: 0}
 
 
@@ -119,11 +141,14 @@ def infer(graph: Graph) -> Domains:
 def _domains(classes: _Classes, maps: dict[Node, list[Node]]) -> Domains:
     coarse: set[Node] = set()
     for index, values in maps.items():
-        for other in values[1:]:
-            classes.join(values[0], other)
+        for number, other in enumerate(values):
+            # what a map points into may be longer in one tensor than in another: such rows are not the same
+            first = next(item for item in values if same_size(value(item).shape[0], value(other).shape[0]))
+            if first is not other and number:
+                classes.join(first, other)
         classes.find(index)
     for values in maps.values():
-        coarse.add(classes.find(values[0]))
+        coarse.update(classes.find(item) for item in values)
     fine = frozenset(classes.find(index) for index in maps)
     return Domains({node: classes.find(node) for node in classes.parent}, fine, frozenset(coarse))
 
@@ -171,22 +196,28 @@ def keeps_rows(node: Node) -> bool:
 def _keeps_rows(node: Node) -> bool:
     """Whether a view or inner reduction leaves axis 0 alone."""
     operand: Any = node.args[0]
-    if isinstance(operand, list | tuple):  # cat
+    if isinstance(operand, list | tuple):  # cat, stack
         return _positive(node, 1, value(node).dim(), default=0) != 0
     dim = value(operand).dim()
     target = node.target
-    if target in (aten.select.int, aten.squeeze.dim):
-        return _positive(node, 1, dim) != 0
-    if target is aten.slice.Tensor:
-        return _positive(node, 1, dim, default=0) != 0
-    if target is aten.unsqueeze.default:
-        return _positive(node, 1, dim + 1) != 0
+    if target in _AXIS_AT:
+        position, missing = _AXIS_AT[target]
+        return _positive(node, position, dim + missing, default=0) != 0
+    if target is aten.linalg_cross.default:
+        axis: Any = node.kwargs.get("dim", -1)
+        return bool(axis % dim != 0)
+    if target is aten.repeat.default:
+        times: Any = node.args[1]
+        return bool(len(times) == dim and times[0] == 1)
+    if target is aten.linalg_vector_norm.default:
+        axes: Any = node.args[2] if len(node.args) > 2 else None
+        return bool(axes) and all(axis % dim != 0 for axis in axes)
     if target is aten.transpose.int:
         return 0 not in (_positive(node, 1, dim), _positive(node, 2, dim))
     if target is aten.permute.default:
         return bool(arguments(node)[1][0] == 0)
     if target in (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.squeeze.dims):
-        axes: Any = node.args[1] if len(node.args) > 1 else None
+        axes = node.args[1] if len(node.args) > 1 else None
         return bool(axes) and all((axis + dim if axis < 0 else axis) != 0 for axis in axes)
     return True
 

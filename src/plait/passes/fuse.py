@@ -196,7 +196,7 @@ def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts)
     assert domain is not None
     best: tuple[int, _Draft, dict[Node, None], set[Node]] | None = None
     for draft in drafts:
-        if draft.domain is not domain or (rows is not None and draft.rows is not rows):
+        if draft.domain is not domain or (rows is not None and not _has_rows(draft, rows, anchor, facts)):
             continue
         cone, leaves = _cone(anchor, draft, facts)
         if not _can_join(draft, anchor, leaves, drafts, facts):
@@ -213,6 +213,14 @@ def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts)
     draft.anchors.append(anchor)
     draft.members.update(cone)
     draft.leaves |= leaves
+
+
+def _has_rows(draft: _Draft, rows: Node, anchor: Node, facts: _Facts) -> bool:
+    """Whether a draft's rows are those of a reduction: the same map, and as many of them."""
+    if draft.rows is not rows:
+        return False
+    reductions = (item for item in draft.anchors if is_call(item, operators.segment_reduce))
+    return all(facts.domains.of(item) is facts.domains.of(anchor) for item in reductions)
 
 
 def _would_cycle(draft: _Draft, produced: int, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:

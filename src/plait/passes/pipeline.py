@@ -9,6 +9,7 @@ from torch.fx import Graph
 
 from plait.errors import OptionError
 from plait.passes import domains
+from plait.passes.axes import lead_rows
 from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.dropout import decide_dropout
 from plait.passes.identities import drop_identities
@@ -52,6 +53,11 @@ def _canonicalize(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(left=tuple(canonicalize(graph)))
 
 
+def _axes(graph: Graph, setting: Setting) -> Remarks:
+    lead_rows(graph)
+    return Remarks()
+
+
 def _merge(graph: Graph, setting: Setting) -> Remarks:
     merge_equal(graph)
     return Remarks()
@@ -81,6 +87,7 @@ def _order(graph: Graph, setting: Setting) -> Remarks:
 FORWARD: tuple[Pass, ...] = (
     Pass("fills", _fills),  # first: canonicalize recognises what is scattered onto by its constant
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
+    Pass("axes", _axes),  # rows of every edge value in front, before anything asks for domains
     Pass("merge", _merge),  # two layers' self-loop handling must be one before it is cut off as structure
     Pass("dropout", _dropout, required=True),  # needs the domains; before autograd, so that the backward has the same draws
     # the laws run before autograd, so that gradients are derived from what they leave: products over nodes, too
