@@ -11,6 +11,7 @@ from plait.errors import OptionError
 from plait.passes import domains
 from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.dropout import decide_dropout
+from plait.passes.norms import expand_norms
 from plait.passes.order import order_products
 from plait.passes.order_costs import Setting
 from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products
@@ -56,6 +57,11 @@ def _dropout(graph: Graph, setting: Setting) -> Remarks:
     return Remarks()
 
 
+def _norms(graph: Graph, setting: Setting) -> Remarks:
+    expand_norms(graph)
+    return Remarks()
+
+
 def _products(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(moved=tuple(move_products(graph, domains.infer(graph))))
 
@@ -77,6 +83,7 @@ FORWARD: tuple[Pass, ...] = (
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
     Pass("merge", _merge),  # two layers' self-loop handling must be one before it is cut off as structure
     Pass("dropout", _dropout, required=True),  # needs the domains; before autograd, so that the backward has the same draws
+    Pass("norms", _norms),  # before autograd, which then derives gradients that fuse, too
     # the laws run before autograd, so that gradients are derived from what they leave: products over nodes, too
     Pass("products", _products),  # before the cheap work: where a product is gone, the values between are gathered instead
     Pass("merge_products", _merge),  # both ends may have got the same product of the same rows
