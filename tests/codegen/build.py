@@ -86,6 +86,13 @@ class Value:
         type_ = Type(ROW, self.shape, self.node.type.dtype)
         return self.draft.value(ops.SegmentReduce(reduce, init, include_init), (self,), type_)
 
+    def product(self, weight: Value) -> Value:
+        return self.draft.value(ops.Product(), (self, weight), Type(EDGE, weight.shape[1:], self.node.type.dtype))
+
+    def total_product(self, other: Value) -> Value:
+        type_ = Type(DENSE, (*self.shape, *other.shape), self.node.type.dtype)
+        return self.draft.value(ops.TotalProduct(), (self, other), type_)
+
     def max(self) -> Value:
         return self.segment(Reduce.MAX)
 

@@ -227,6 +227,36 @@ def test_program_without_ordering_runs_in_the_users_order() -> None:
     assert_same_numbers(total, x[graph.src].sum())
 
 
+def test_product_reads_a_row_value_at_every_edge() -> None:
+    graph = random_graph(7, 40, 0)
+    x, row, weight = torch.randn(7, 3), torch.randn(7, 3), torch.randn(3, 2)
+    of_edges, of_rows, total = run(
+        """
+        program products ordered maps(src)
+          input x : at(src)[3] float32
+          input row : row[3] float32
+          input weight : dense[3, 2] float32
+          %0 : edge[3] float32 = load_at x
+          %1 : dense[3, 2] float32 = load_dense weight
+          %2 : edge[2] float32 = product %0, %1
+          %3 : row[3] float32 = load_row row
+          %4 : edge[2] float32 = product %3, %1
+          %5 : dense[3, 2] float32 = total_product %3, %2
+          output of_edges = %2
+          output of_rows = %4
+          output total = %5
+        """,
+        graph,
+        x,
+        row,
+        weight,
+    )
+
+    assert_same_numbers(of_edges, x[graph.src] @ weight)
+    assert_same_numbers(of_rows, row[graph.dst] @ weight)
+    assert_same_numbers(total, row[graph.dst].t() @ (x[graph.src] @ weight))
+
+
 DROPOUT = """
 program draw {order} maps()
   input seed : dense[] int64

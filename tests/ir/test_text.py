@@ -19,6 +19,7 @@ program everything ordered maps(src, "edge type")
   input e : edge[4] int64
   input d : row[4] bool
   input seed : dense[] int64
+  input weight : dense[4, 6] float32
   %0 : row[4] bool = load_row d
   %1 : edge[4, 32] float32 = load_at x
   %2 : edge[4] int64 = load_edge e
@@ -41,9 +42,13 @@ program everything ordered maps(src, "edge type")
   %19 : row[] float32 = row_length
   %20 : row[4] float32 = segment_reduce(reduce=sum, init=0.0) %17
   %21 : dense[4] float32 = total_reduce %20
+  %22 : dense[4, 6] float32 = load_dense weight
+  %23 : edge[6] float32 = product %17, %22
+  %24 : dense[4, 6] float32 = total_product %17, %23
   output "a max" = %18
   output length = %19
   output total = %21
+  output gradient = %24
 """
 
 

@@ -22,6 +22,8 @@ INPUTS = """
   input b : edge[4] bool
   input i : edge[4] int64
   input s : dense[] int64
+  input m : dense[3, 2] float32
+  input v : dense[4, 2] float32
   %e : edge[4] float32 = load_edge e
   %f : edge[4] float64 = load_edge f
   %w : dense[4] float32 = load_dense w
@@ -30,12 +32,14 @@ INPUTS = """
   %b : edge[4] bool = load_edge b
   %i : edge[4] int64 = load_edge i
   %s : dense[] int64 = load_dense s
+  %m : dense[3, 2] float32 = load_dense m
+  %v : dense[4, 2] float32 = load_dense v
 """
-NUMBERS = {name: str(90 + place) for place, name in enumerate("efwxrbis")}
+NUMBERS = {name: str(90 + place) for place, name in enumerate("efwxrbismv")}
 
 
 def program_with(line: str, order: str = "ordered") -> Program:
-    """A program whose value `%1` is `line`, which may read a load of every kind as %e, %f, %w, %x, %r, %b, %i and %s."""
+    """A program whose value `%1` is `line`, which may read a load of every kind as %e, %f, %w and so on."""
     body = INPUTS + line
     for name, number in NUMBERS.items():
         body = body.replace(f"%{name}", f"%{number}")
@@ -75,6 +79,9 @@ def test_random_programs_can_be_asked_for(dtype: torch.dtype, ordered: bool) -> 
         "%1 : edge[8] float32 = cat(axis=0) %e, %r",
         "%1 : edge[] float32 = inner_reduce(reduce=max, axes=[1, 0]) %x",
         "%1 : edge[3, 5] float32 = uniform %s",
+        "%1 : edge[2] float32 = product %e, %v",
+        "%1 : edge[2] float32 = product %r, %v",
+        "%1 : dense[4, 4] float32 = total_product %e, %r",
         "%1 : row[4, 2] float32 = segment_reduce(reduce=max, init=0.0) %x",
         "%1 : dense[4] float32 = total_reduce %r",
         "%1 : row[] int64 = row_length",
@@ -124,11 +131,20 @@ def test_valid_value(line: str) -> None:
         ("%1 : edge[4] float32 = uniform %w", r"expected a seed dense\[\] int64, got dense\[4\] float32"),
         ("%1 : edge[4] float16 = uniform %s", "expected float32 or float64 .* got float16"),
         ("%1 : dense[] int64 = const 0.5", "expected a floating dtype for 0.5, got int64"),
+        # products
+        ("%1 : edge[2] float32 = product %e, %m", r"expected a weight dense\[4, ...\], got dense\[3, 2\] float32"),
+        ("%1 : edge[2] float32 = product %w, %m", "expected an edge or a row value with one axis, got dense"),
+        ("%1 : edge[2] float64 = product %f, %v", "expected factors of one floating dtype"),
+        ("%1 : edge[4, 2] float32 = product %x, %v", r"one axis, got edge\[4, 2\]"),
+        ("%1 : row[2] float32 = product %r, %v", r"expected type edge\[2\] float32, got row"),
+        ("%1 : dense[4, 4] float32 = total_product %e, %w", "expected edge or row values with one axis, got .*dense"),
+        ("%1 : dense[4, 4] float32 = total_product %e, %f", "expected factors of one floating dtype"),
+        ("%2 : dense[4, 4] float32 = total_product %e, %e\n%1 : dense[4, 4] float32 = neg %2", "a total is complete only"),
         # numbers of inputs
         ("%1 : edge[4] float32 = add %e", "expected 2 inputs, got 1"),
         ("%1 : edge[4] float32 = neg %e, %e", "expected 1 inputs, got 2"),
         # loads
-        ("%1 : edge[4] float32 = load_edge #9", "expected an input from 0 to 7, got slot 9"),
+        ("%1 : edge[4] float32 = load_edge #10", "expected an input from 0 to 9, got slot 10"),
         ("%1 : edge[4] float32 = load_edge w", "expected an input with access 'edge', got w with 'dense'"),
         ("%1 : edge[4, 2] float32 = load_at x at(dst)", "expected index map 0 of input x, got 1"),
         ("%1 : edge[5] float32 = load_edge e", r"expected type edge\[4\] float32, got edge\[5\] float32"),

@@ -25,7 +25,7 @@ from plait.ir.verify import verify
 from plait.native.compiler import toolchain
 from plait.passes import domains as domains_pass
 from plait.passes.edit import Editor, aten, inner_sizes, is_integral, is_tensor, stable_topological_sort, value
-from plait.passes.fuse import Region, find_edge_regions, find_row_regions
+from plait.passes.fuse import Region, find_edge_regions, find_row_regions, is_tileable
 from plait.passes.structure import own_maps, split_structure
 
 _NARROW_FLOATS = (torch.bfloat16, torch.float16)
@@ -45,8 +45,12 @@ def is_fusable(node: Node) -> bool:
     val = value(node)
     if val.dim() == 0 or val.dtype not in DTYPES or val.device.type != "cpu":
         return False
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()) and not all(map(is_tensor, node.all_input_nodes)):
+        return False  # a number that is known when the model runs: a size of the graph
     inner = inner_sizes(val)
-    return inner is not None and math.prod(inner) <= _MAX_COLUMNS
+    if inner is None or math.prod(inner) > _MAX_COLUMNS:
+        return False
+    return node.target not in PRODUCTS or is_tileable(node)
 
 
 def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: int, build: bool = True) -> GraphModule:

@@ -21,7 +21,7 @@ from plait.errors import UnsupportedError
 from plait.ir import ops
 from plait.ir.program import Input, Node, Output, Program, Space, Type
 from plait.passes.domains import Domains
-from plait.passes.edit import argument, arguments, aten, inner_sizes, is_call, static, value
+from plait.passes.edit import argument, arguments, aten, inner_sizes, is_call, static, total_product_of, value
 from plait.passes.fuse import Region
 
 DTYPES = (torch.float32, torch.float64, torch.bool, torch.int64, torch.int32)
@@ -147,6 +147,17 @@ class Lowering(Expressions):
             item = self.pointwise("mul", item, self.row_length(item))
         return self.builder.node(ops.TotalReduce(), (item,), Type(Space.DENSE, item.type.shape, item.type.dtype))
 
+    def total_product(self, node: fx.Node) -> Node:
+        """mm(t(a), b) of two values of edges: the sum over all of them."""
+        factors = total_product_of(node)
+        assert factors is not None
+        a, b = (self.values[item] if item in self.values else self._leaf(item, 1) for item in factors)
+        if Space.DENSE in (a.type.space, b.type.space):
+            raise UnsupportedError("a product over all edges of what looks like a weight")
+        return self.builder.node(
+            ops.TotalProduct(), (a, b), Type(Space.DENSE, (*a.type.shape, *b.type.shape), value(node).dtype)
+        )
+
     def lower(self, node: fx.Node) -> Node:
         if node.target is operators.gather:
             return self.gather(node)
@@ -156,6 +167,8 @@ class Lowering(Expressions):
             return self.uniform(node)
         if is_call(node, aten.sum.dim_IntList) and node in self.region.totals:
             return self.total(node)
+        if is_call(node, aten.mm.default) and node in self.region.totals:
+            return self.total_product(node)
         result = LOWERINGS[node.target](self, node)
         expected = value(node)
         if result.type.shape != inner_shape(expected) or result.type.dtype != expected.dtype:

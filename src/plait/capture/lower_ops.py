@@ -16,8 +16,8 @@ from torch import fx
 from plait.capture import activations
 from plait.errors import UnsupportedError
 from plait.ir import ops
-from plait.ir.program import Node, Type, join_spaces
-from plait.passes.edit import argument, aten, inner_sizes, value
+from plait.ir.program import Node, Space, Type, join_spaces
+from plait.passes.edit import argument, aten, inner_sizes, product_parts, value
 
 if TYPE_CHECKING:
     from plait.capture.lower import Lowering
@@ -409,6 +409,22 @@ def _inner_reduction(reduce: ops.Reduce, *, mean: bool = False) -> Lower:
     return lower
 
 
+def _product(state: Lowering, node: fx.Node) -> Node:
+    """mm(x, W), and addmm(b, x, W) = mm(x, W) + b."""
+    parts = product_parts(node)
+    if parts is None:
+        raise UnsupportedError("a product with alpha or beta")
+    bias, rows, weight = parts
+    dtype = value(node).dtype
+    x, w = state.operand(rows, 1), state.operand(weight, 2)
+    if x.type.space is Space.DENSE or w.type.space is not Space.DENSE:
+        raise UnsupportedError("a product of other values than those of an edge and a weight")
+    result = state.builder.node(ops.Product(), (x, w), Type(Space.EDGE, w.type.shape[1:], dtype))
+    if bias is None:
+        return result
+    return state.broadcast(state.pointwise("add", result, *_operands(state, node, [bias], dtype)), _inner(node))
+
+
 def _full(state: Lowering, node: fx.Node) -> Node:
     fill: Any = node.args[1]
     if not isinstance(fill, int | float | bool):
@@ -506,4 +522,6 @@ LOWERINGS: dict[Any, Lower] = {
     aten.amin.default: _inner_reduction(ops.Reduce.MIN),
     aten.prod.dim_int: _inner_reduction(ops.Reduce.PROD),
     aten.full.default: _full,
+    aten.mm.default: _product,
+    aten.addmm.default: _product,
 }

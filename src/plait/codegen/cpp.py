@@ -16,6 +16,7 @@ from plait.codegen.values import Lanes, Place, Values, lane_tiles
 from plait.codegen.views import ElementMaps, reduced_run
 from plait.ir import text
 from plait.ir.ops import (
+    TOTALS,
     InnerReduce,
     LoadAt,
     LoadDense,
@@ -149,9 +150,9 @@ class Printer:
 
     def source(self) -> str:
         rows = self._row_body() if self.program.ordered else self._edge_body()
-        dense = [node for node in self.schedule.dense_values if not isinstance(node.op, TotalReduce)]
+        dense = [node for node in self.schedule.dense_values if not isinstance(node.op, TOTALS)]
         after = after_total(self.nodes)
-        totals = [node for node in self.nodes if isinstance(node.op, TotalReduce)]
+        totals = [node for node in self.nodes if isinstance(node.op, TOTALS)]
         lines = [
             *self._header(),
             f'extern "C" void {self.name}(void* const* args, i64 num_rows, i64 num_edges, i32 threads) {{',
@@ -302,7 +303,7 @@ class Printer:
     def _store_all(self, nodes: Sequence[Node]) -> list[str]:
         lines: list[str] = []
         for node in nodes:
-            if isinstance(node.op, SegmentReduce | TotalReduce):
+            if isinstance(node.op, (SegmentReduce, *TOTALS)):
                 continue
             place = self.places.pop(node)  # so that it is computed, not read
             lines += self._store(node, place)

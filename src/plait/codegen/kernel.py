@@ -18,6 +18,8 @@ from plait.codegen.factor import factor
 from plait.codegen.schedule import Schedule, identifier, schedule
 from plait.codegen.simplify import rebuild
 from plait.codegen.target import Target, native_target
+from plait.codegen.tile_cpp import print_tiles
+from plait.codegen.tiles import has_products, schedule_tiles
 from plait.errors import ShapeError, UnsupportedError
 from plait.ir.program import Program, Space
 from plait.native import library
@@ -30,9 +32,10 @@ _Variant = tuple[torch.dtype, torch.dtype]  # of the index maps, of the edge pos
 
 
 @functools.cache
-def prelude() -> str:
+def prelude(*, with_products: bool = False) -> str:
     """The vectors and functions every source starts with."""
-    return (pathlib.Path(__file__).parent / "prelude.h").read_text()
+    names = ("prelude.h", "products.h") if with_products else ("prelude.h",)
+    return "\n".join((pathlib.Path(__file__).parent / name).read_text() for name in names)
 
 
 def compile_programs(programs: Sequence[Program], *, target: Target | None = None) -> list[Kernel]:
@@ -45,7 +48,9 @@ def compile_programs(programs: Sequence[Program], *, target: Target | None = Non
         symbol = f"plait_{number}_{identifier(program.name)}"
         plan, source = generate(program, target or native_target(), symbol)
         drafts.append((program, plan, symbol, source))
-    shared = _Library([source for _, _, _, source in drafts], identifier(programs[0].name) if programs else "empty")
+    name = identifier(programs[0].name) if programs else "empty"
+    header = prelude(with_products=any(plan.tile for _, plan, _, _ in drafts))
+    shared = _Library(header, [source for _, _, _, source in drafts], name)
     if drafts:
         shared.build((torch.int32, torch.int32))
     return [Kernel(program, plan, source, shared, symbol) for program, plan, symbol, source in drafts]
@@ -55,6 +60,9 @@ def generate(program: Program, target: Target, symbol: str) -> tuple[Schedule, s
     """How a program runs, and the C++ function `symbol` that does it."""
     try:
         reduced = rebuild(factor(rebuild(program)))
+        if has_products(reduced):
+            plan = schedule_tiles(reduced, target)
+            return plan, print_tiles(reduced, plan, symbol)
         plan = schedule(reduced, target)
         return plan, print_cpp(reduced, plan, symbol)
     except RecursionError as error:
@@ -64,14 +72,15 @@ def generate(program: Program, target: Target, symbol: str) -> tuple[Schedule, s
 class _Library:
     """The functions of some kernels, built for the integer types of the index maps that occur (nearly always 32 bits)."""
 
-    def __init__(self, sources: Sequence[str], name: str) -> None:
+    def __init__(self, header: str, sources: Sequence[str], name: str) -> None:
+        self._header = header
         self._sources = tuple(sources)
         self._name = name
         self._futures: dict[_Variant, library.LibraryFuture] = {}
 
     def source(self, variant: _Variant) -> str:
         types = f"typedef {_INTEGERS[variant[0]]} index_t;\ntypedef {_INTEGERS[variant[1]]} position_t;\n"
-        return "\n".join([prelude(), types, *self._sources])
+        return "\n".join([self._header, types, *self._sources])
 
     def build(self, variant: _Variant) -> library.LibraryFuture:
         if variant not in self._futures:

@@ -16,6 +16,7 @@ from plait.codegen.target import Target
 from plait.codegen.views import VIEWS, reduced_run
 from plait.errors import UnsupportedError
 from plait.ir.ops import (
+    TOTALS,
     Cat,
     Const,
     InnerReduce,
@@ -42,7 +43,7 @@ COSTLY = frozenset(
 @dataclass(frozen=True)
 class Sink:
     """kind: "segment" (accumulator of a row), "total" (of everything), "output" (an EDGE output), "array" (read later in the
-    block), "keep" (read in a later pass). `value` is what is computed, `node` what the stored result is."""
+    block), "keep" (read in a later pass), "product". `value` is what is computed, `node` what the stored result is."""
 
     kind: str
     node: Node
@@ -57,11 +58,14 @@ class Sink:
 
 @dataclass(frozen=True)
 class Pass:
-    """One loop over the edges of a row. `stages[s]`: even s narrow, odd s wide. `reads`: values kept by earlier passes."""
+    """One loop over the edges of a row. `stages[s]`: even s narrow, odd s wide. `reads`: values kept by earlier passes.
+
+    Of a program that runs by tiles: one loop over the tiles, a stage per step; `kept`: values that later passes read."""
 
     level: int
     stages: tuple[tuple[Sink, ...], ...]
     reads: tuple[Node, ...]
+    kept: frozenset[Node] = frozenset()
 
     def sinks(self) -> Iterator[Sink]:
         for stage in self.stages:
@@ -87,6 +91,7 @@ class Schedule:
     narrow: frozenset[Node]
     names: dict[Node, str]
     reasons: tuple[str, ...]
+    tile: int = 0  # edges of a tile; 0: the program runs row by row
 
     def __str__(self) -> str:
         return "\n".join(self.reasons)
@@ -94,10 +99,10 @@ class Schedule:
 
 def schedule(program: Program, target: Target) -> Schedule:
     """Decide how `program` (after `factor`) runs."""
-    return _Scheduler(program, target).result()
+    return Scheduler(program, target).result()
 
 
-class _Scheduler:
+class Scheduler:
     def __init__(self, program: Program, target: Target) -> None:
         self.program = program
         self.target = target
@@ -112,28 +117,28 @@ class _Scheduler:
         for node in self.nodes:
             if node in after and node.type.space is not Space.DENSE:
                 raise UnsupportedError(f"{self.program.name}: a value of every edge or row reads a sum over all of them")
-            if isinstance(node.op, SegmentReduce | TotalReduce):
+            if isinstance(node.op, (SegmentReduce, *TOTALS)):
                 self.stored_coarse.add(node)
             if node.type.space is not Space.EDGE and is_stored_reduction(node, self.narrow):
                 self.stored_coarse.add(node)
-        passes = self._passes()
+        passes = self.passes()
         for node in self.nodes:
             if isinstance(node.op, TotalReduce) and node.inputs[0].type.space is Space.ROW:
-                self._demand(node.inputs[0])
+                self.demand(node.inputs[0])
         for output in self.program.outputs:
             if output.value.type.space is not Space.EDGE:
-                self._demand(output.value)
-                self._demand_dense(output.value)
+                self.demand(output.value)
+                self.demand_dense(output.value)
         for node in list(self.stored_coarse):
             if node.type.space is Space.ROW and not isinstance(node.op, SegmentReduce):
-                self._demand_dense(node)
+                self.demand_dense(node)
         row = tuple(node for node in self.nodes if node in self.stored_coarse and node.type.space is Space.ROW)
         dense = tuple(node for node in self.nodes if node in self.stored_coarse and node.type.space is Space.DENSE)
         size = max((_width(node.type.dtype) for node in self.nodes if node.type.space is Space.EDGE), default=4)
         block = self.target.vector_bytes // size
-        return Schedule(self.target, block, passes, row, dense, self.narrow, self.names, self._reasons(passes, block))
+        return Schedule(self.target, block, passes, row, dense, self.narrow, self.names, self.reasons(passes, block))
 
-    def _passes(self) -> tuple[Pass, ...]:
+    def passes(self) -> tuple[Pass, ...]:
         sinks: dict[int, list[tuple[str, Node, Node]]] = {}
         for node in self.nodes:
             value = node.inputs[0] if node.inputs else node
@@ -153,21 +158,21 @@ class _Scheduler:
             walks.append(walk)
         return tuple(walk.result() for walk in walks)
 
-    def _demand(self, node: Node) -> None:
+    def demand(self, node: Node) -> None:
         """Edges read `node`: below its views, what is neither read from memory nor a number must be stored first."""
         for value in below_views(node):
             if not isinstance(value.op, LoadRow | LoadDense | Const | RowLength):
                 self.stored_coarse.add(value)
                 if value.type.space is Space.ROW:
-                    self._demand_dense(value)
+                    self.demand_dense(value)
 
-    def _demand_dense(self, node: Node) -> None:
+    def demand_dense(self, node: Node) -> None:
         for value in topological([node]):
             for item in value.inputs:
                 if value.type.space is Space.ROW and item.type.space is Space.DENSE:
-                    self._demand(item)
+                    self.demand(item)
 
-    def _reasons(self, passes: tuple[Pass, ...], block: int) -> tuple[str, ...]:
+    def reasons(self, passes: tuple[Pass, ...], block: int) -> tuple[str, ...]:
         what = (
             "rows in parallel, tasks of about 4096 edges and rows" if self.program.ordered else "edges in parallel, 4096 a task"
         )
@@ -187,7 +192,7 @@ class _Scheduler:
 class _PassWalk:
     """Finds the stages of one pass by walking down from its sinks."""
 
-    def __init__(self, scheduler: _Scheduler, number: int, before: list[_PassWalk]) -> None:
+    def __init__(self, scheduler: Scheduler, number: int, before: list[_PassWalk]) -> None:
         self.scheduler = scheduler
         self.number = number
         self.before = before
@@ -210,14 +215,14 @@ class _PassWalk:
 
     def _narrow_stage(self, node: Node) -> int:
         if node.type.space is not Space.EDGE:
-            self.scheduler._demand(node)
+            self.scheduler.demand(node)
             return 0
         if self._is_kept(node):
             return 0
         if is_stored_reduction(node, self.scheduler.narrow):
             return self._store_reduction(node) + 1
         if isinstance(node.op, Uniform):
-            self.scheduler._demand(node.inputs[0])
+            self.scheduler.demand(node.inputs[0])
             return 0
         return max((self.narrow_stage(value) for value in node.inputs), default=0)
 
@@ -229,7 +234,7 @@ class _PassWalk:
 
     def _wide_stage(self, node: Node) -> int:
         if node.type.space is not Space.EDGE:
-            self.scheduler._demand(node)
+            self.scheduler.demand(node)
             return 1
         if isinstance(node.op, LoadAt | LoadEdge):
             return 1
@@ -244,7 +249,7 @@ class _PassWalk:
             self.stored.setdefault(node, stage)
             return stage + 1
         if isinstance(node.op, Uniform):
-            self.scheduler._demand(node.inputs[0])
+            self.scheduler.demand(node.inputs[0])
             return 1
         return max((self.wide_stage(value) for value in node.inputs), default=1)
 
@@ -353,7 +358,7 @@ def after_total(nodes: list[Node]) -> set[Node]:
     """The values that depend on a sum over everything."""
     found: set[Node] = set()
     for node in nodes:
-        if isinstance(node.op, TotalReduce) or any(value in found for value in node.inputs):
+        if isinstance(node.op, TOTALS) or any(value in found for value in node.inputs):
             found.add(node)
     return found
 

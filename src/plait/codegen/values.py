@@ -25,12 +25,14 @@ Lanes = tuple[int, ...]
 @dataclass(frozen=True)
 class Place:
     """Where a value is read. kind: "flat" (pointer[element]), "at" and "edge" (a row of a tensor per edge), "length",
-    "lanes" (pointer[element * block + k]), "edges" (pointer[k * numel + element]). scalar "u8" is a bool in memory."""
+    "lanes" (pointer[element * block + k]), "edges" (pointer[k * stride + element]), "row" (the row of edge k, in a tile).
+    scalar "u8" is a bool in memory."""
 
     kind: str
     pointer: str
     scalar: str
     index: int = 0  # number of the map, for "at"
+    stride: int = 0  # for "edges"; 0: the number of elements
 
 
 class Values:
@@ -76,6 +78,10 @@ class Values:
             self._memo[key] = make()
         return self._memo[key]
 
+    def is_each_edge(self, node: Node) -> bool:
+        """Whether a value is another for every edge; the others are computed before the loop over the edges."""
+        return node.type.space is Space.EDGE
+
     # --- lanes over elements -----------------------------------------------------------------------------------------
 
     def wide(self, node: Node, lanes: Lanes) -> str:
@@ -107,7 +113,7 @@ class Values:
 
     def _wide(self, node: Node, lanes: Lanes) -> str:
         kind = f"{expr.scalar_name(node.type.dtype)}x{len(lanes)}"
-        each_edge = node.type.space is Space.EDGE
+        each_edge = self.is_each_edge(node)
         if node in self.places:
             return self.new(kind, self._wide_read(node, lanes, kind), each_edge=each_edge)
         match node.op:
@@ -130,7 +136,7 @@ class Values:
     def _wide_read(self, node: Node, lanes: Lanes, kind: str) -> str:
         place = self.places[node]
         if place.kind == "length":
-            return f"bc<{kind}>(({expr.scalar_name(node.type.dtype)})(end - begin))"
+            return f"bc<{kind}>(({expr.scalar_name(node.type.dtype)}){self.row_length()})"
         if place.kind == "lanes":
             entries = [f"{place.pointer}[{mark(lane)} * {self.schedule.block} + k]" for lane in lanes]
             return f"bc<{kind}>({entries[0]})" if len(set(lanes)) == 1 else f"({kind}){{{', '.join(entries)}}}"
@@ -138,7 +144,9 @@ class Values:
         if place.kind in ("at", "edge"):
             pointer = self._row_pointer(node, place, lanes)
         if place.kind == "edges":
-            pointer = f"({place.pointer} + k * {node.type.numel})"
+            pointer = f"({place.pointer} + k * {place.stride or node.type.numel})"
+        if place.kind == "row":
+            pointer = f"({place.pointer} + (i64)row_at[k] * {node.type.numel})"
         suffix = "_bool" if place.scalar == "u8" else ""
         if len(set(lanes)) == 1:
             return f"bc{suffix}<{kind}>({pointer}[{mark(lanes[0])}])"
@@ -146,6 +154,10 @@ class Values:
             return f"ld{suffix}<{kind}>({pointer} + {mark(lanes[0])})"
         entry = "-(i32)({0}[{1}] != 0)" if suffix else "{0}[{1}]"
         return f"({kind}){{{', '.join(entry.format(pointer, mark(lane)) for lane in lanes)}}}"
+
+    def row_length(self) -> str:
+        """The number of edges of the row."""
+        return "(end - begin)"
 
     def _row_pointer(self, node: Node, place: Place, lanes: Lanes) -> str:
         map_number = place.index if place.kind == "at" else None
@@ -181,7 +193,7 @@ class Values:
         """Entries one after the other; many of them as a loop."""
         assert isinstance(node.op, InnerReduce)
         reduce, table = node.op.reduce, self.maps.reduction(node)
-        out = self.lines if node.type.space is Space.EDGE else self.hoisted
+        out = self.lines if self.is_each_edge(node) else self.hoisted
         name = self.new_variable(kind, f"bc<{kind}>({expr.identity(reduce.value, node.type.dtype)})", out)
         entries = [tuple(table[lane][number] for lane in lanes) for number in range(num_reduced(node))]
         if len(entries) <= INLINE_REDUCTION:
@@ -199,7 +211,7 @@ class Values:
 
     def child(self) -> Values:
         """A scope inside this one; its names go on from this one's."""
-        inner = Values(self.schedule, self.places, self.maps, self.map_names, self._prefix)
+        inner = type(self)(self.schedule, self.places, self.maps, self.map_names, self._prefix)
         inner._count = self._count
         return inner
 
@@ -243,7 +255,7 @@ class Values:
     def _narrow(self, node: Node, element: int) -> str:
         dtype, block = node.type.dtype, self.schedule.block
         kind = f"{expr.scalar_name(dtype)}x{block}"
-        each_edge = node.type.space is Space.EDGE
+        each_edge = self.is_each_edge(node)
         if node in self.places:
             return self.new(kind, self._narrow_read(node, element, kind), each_edge=each_edge)
         match node.op:

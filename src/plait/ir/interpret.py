@@ -186,6 +186,10 @@ def _uniform(op: ops.Uniform, node: Node, inputs: list[Tensor], frame: _Frame) -
     return counter_uniform(inputs[0], frame.edge_position, node.type.shape, node.type.dtype)
 
 
+def _product(op: ops.Product, node: Node, inputs: list[Tensor], frame: _Frame) -> Tensor:
+    return frame.lift(inputs[0], node.inputs[0].type.space, Space.EDGE) @ inputs[1]
+
+
 def _segment_reduce(op: ops.SegmentReduce, node: Node, inputs: list[Tensor], frame: _Frame) -> Tensor:
     rows, num_rows = frame.row_of_edge, frame.structure.num_rows
     return segment_reduce(inputs[0], rows, num_rows, reduce=op.reduce.value, init=op.init, include_init=op.include_init)
@@ -193,6 +197,11 @@ def _segment_reduce(op: ops.SegmentReduce, node: Node, inputs: list[Tensor], fra
 
 def _total_reduce(op: ops.TotalReduce, node: Node, inputs: list[Tensor], frame: _Frame) -> Tensor:
     return inputs[0].sum(0, dtype=node.type.dtype)
+
+
+def _total_product(op: ops.TotalProduct, node: Node, inputs: list[Tensor], frame: _Frame) -> Tensor:
+    a, b = (frame.lift(item, value.type.space, Space.EDGE) for item, value in zip(inputs, node.inputs, strict=True))
+    return a.t() @ b
 
 
 def _lifted(node: Node, inputs: list[Tensor], frame: _Frame) -> list[Tensor]:
@@ -238,6 +247,8 @@ EVALUATE: dict[type[Any], Callable[..., Tensor]] = {
     ops.Cat: _cat,
     ops.InnerReduce: _inner_reduce,
     ops.Uniform: _uniform,
+    ops.Product: _product,
     ops.SegmentReduce: _segment_reduce,
     ops.TotalReduce: _total_reduce,
+    ops.TotalProduct: _total_product,
 }

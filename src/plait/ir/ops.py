@@ -133,6 +133,15 @@ class Uniform:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """(value [F], weight: DENSE [F, G]) -> EDGE [G]: the row vector times the matrix, edge by edge.
+
+    A row value is read by every edge of its row. Every entry is a sum over F in order, one fused multiply-add each from 0 on:
+    the same bits wherever a program computes it.
+    """
+
+
 # --- between spaces --------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +163,14 @@ class TotalReduce:
     """EDGE or ROW -> DENSE: the sum over all edges or all rows, in a fixed order that no thread count changes."""
 
 
+@dataclass(frozen=True, slots=True)
+class TotalProduct:
+    """(a [F], b [G]) -> DENSE [F, G]: the sum over all edges of a[f] * b[g], as `TotalReduce`: a weight's gradient.
+
+    Both are edge or row values; a row value counts once for every edge of its row.
+    """
+
+
 Op = (
     LoadEdge
     | LoadRow
@@ -170,12 +187,15 @@ Op = (
     | Cat
     | InnerReduce
     | Uniform
+    | Product
     | SegmentReduce
     | TotalReduce
+    | TotalProduct
 )
 
 LEAVES = (LoadEdge, LoadRow, LoadAt, LoadDense, Const, RowLength)
 LOADS = (LoadEdge, LoadRow, LoadAt, LoadDense)
+TOTALS = (TotalReduce, TotalProduct)
 
 
 @dataclass(frozen=True, slots=True)

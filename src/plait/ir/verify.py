@@ -66,7 +66,7 @@ def _verify_node(node: Node, program: Program) -> None:
     _verify_shape(node.type.shape, "type")
     if node.type.space is Space.ROW and not program.ordered:
         raise ProgramError("expected an ordered program for a row value, got an unordered one")
-    if any(isinstance(value.op, ops.TotalReduce) for value in node.inputs):
+    if any(isinstance(value.op, ops.TOTALS) for value in node.inputs):
         raise ProgramError("a total is complete only after the last row: it can be an output, no value can read it")
     types = tuple(value.type for value in node.inputs)
     expected = infer_type(node.op, types, shape=node.type.shape, dtype=node.type.dtype, sources=program.inputs)
@@ -79,7 +79,7 @@ def _verify_outputs(program: Program) -> None:
         raise ProgramError(f"{program.name}: expected at least one output, got none")
     for output in program.outputs:
         value = output.value
-        if value.type.space is Space.DENSE and not isinstance(value.op, ops.TotalReduce):
+        if value.type.space is Space.DENSE and not isinstance(value.op, ops.TOTALS):
             raise ProgramError(
                 f"{program.name}: output {output.name}: expected an edge value, a row value or a total, "
                 f"got {value.type} of {type(value.op).__name__}: nothing in it needs this program"
@@ -138,6 +138,8 @@ def _arity(op: ops.Op) -> int | None:
         return 0
     if isinstance(op, ops.Cat):
         return None
+    if isinstance(op, ops.Product | ops.TotalProduct):
+        return 2
     if not isinstance(op, ops.Pointwise):
         return 1
     if op.fn not in POINTWISE:
@@ -269,6 +271,29 @@ def _total_reduce(op: ops.TotalReduce, inputs: tuple[Type, ...], free: _Free) ->
     return Type(Space.DENSE, inputs[0].shape, inputs[0].dtype)
 
 
+def _product(op: ops.Product, inputs: tuple[Type, ...], free: _Free) -> Type:
+    value, weight = inputs
+    if value.space is Space.DENSE or len(value.shape) != 1:
+        raise ProgramError(f"expected an edge or a row value with one axis, got {value}")
+    if weight.space is not Space.DENSE or len(weight.shape) != 2 or weight.shape[0] != value.shape[0]:
+        raise ProgramError(f"expected a weight dense[{value.shape[0]}, ...], got {weight}")
+    _check_factors(value, weight)
+    return Type(Space.EDGE, weight.shape[1:], value.dtype)
+
+
+def _total_product(op: ops.TotalProduct, inputs: tuple[Type, ...], free: _Free) -> Type:
+    for value in inputs:
+        if value.space is Space.DENSE or len(value.shape) != 1:
+            raise ProgramError(f"expected edge or row values with one axis, got {value}")
+    _check_factors(*inputs)
+    return Type(Space.DENSE, (inputs[0].shape[0], inputs[1].shape[0]), inputs[0].dtype)
+
+
+def _check_factors(a: Type, b: Type) -> None:
+    if a.dtype is not b.dtype or not a.dtype.is_floating_point:
+        raise ProgramError(f"expected factors of one floating dtype, got {_list((a, b))}")
+
+
 def _check_axis(axis: int, shape: tuple[int, ...]) -> None:
     if axis not in range(len(shape)):
         raise ProgramError(f"expected an axis from 0 to {len(shape) - 1}, got {axis}")
@@ -321,6 +346,8 @@ INFER: dict[type[Any], Callable[..., Type]] = {
     ops.Cat: _cat,
     ops.InnerReduce: _inner_reduce,
     ops.Uniform: _uniform,
+    ops.Product: _product,
     ops.SegmentReduce: _segment_reduce,
     ops.TotalReduce: _total_reduce,
+    ops.TotalProduct: _total_product,
 }

@@ -61,6 +61,19 @@ _AXIS_AT = {  # operators with one axis: its position among the arguments, and h
     aten._softmax_backward_data.default: (2, 0),
     aten._log_softmax_backward_data.default: (2, 0),
 }
+# elementwise, though torch has no tag on them
+_UNTAGGED = frozenset(
+    {
+        aten.rsub.Tensor,
+        aten.where.ScalarSelf,
+        aten.where.ScalarOther,
+        aten.where.Scalar,
+        aten.masked_fill.Tensor,
+        aten.leaky_relu_backward.default,
+        aten.elu_backward.default,
+        aten.softplus_backward.default,
+    }
+)
 _FIRST_OPERAND_PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1, aten.bmm.default: 0}
 
 
@@ -172,7 +185,9 @@ def _aligned(node: Node) -> list[Node]:
 
 
 def _is_elementwise(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return torch.Tag.pointwise in node.target.tags or node.target in _UNTAGGED
 
 
 def _shares_rows(node: Node, operand: Node) -> bool:

@@ -99,6 +99,31 @@ def product_parts(node: Node) -> tuple[Any, Any, Any] | None:
     return (None, *arguments(node)[:2]) if is_call(node, aten.mm.default) else arguments(node)[:3]
 
 
+_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
+
+
+def is_transpose(node: Any) -> bool:
+    """Whether a node swaps the axes of a matrix."""
+    return is_call(node, *_TRANSPOSES) and bool(value(node).dim() == 2) and not _keeps_axes(node)
+
+
+def _keeps_axes(node: Node) -> bool:
+    if is_call(node, aten.t.default):
+        return False
+    if is_call(node, aten.permute.default):
+        return bool(arguments(node)[1][0] % 2 == 0)
+    first, second = arguments(node)[1:3]
+    return bool(first % 2 == second % 2)
+
+
+def total_product_of(node: Any) -> tuple[Node, Node] | None:
+    """(a, b) of mm(t(a), b): a sum over the rows of both. None for any other node."""
+    if not is_call(node, aten.mm.default):
+        return None
+    left, right = arguments(node)[:2]
+    return (arguments(left)[0], right) if is_transpose(left) else None
+
+
 class Editor:
     """Adds nodes before `anchor`, with their values and `anchor`'s provenance."""
 

@@ -20,7 +20,19 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import aten, hint, is_call, is_tensor, static, value
+from plait.passes.edit import (
+    PRODUCTS,
+    aten,
+    hint,
+    inner_sizes,
+    is_call,
+    is_tensor,
+    is_transpose,
+    product_parts,
+    static,
+    total_product_of,
+    value,
+)
 
 Predicate = Callable[[Node], bool]
 
@@ -72,6 +84,9 @@ _LARGE = 1 << 20  # numbers
 _MIN_ROWS = 512
 # a sum over everything of more columns than this, all of them accumulators in one loop, is more than a compiler is good for
 _MAX_TOTAL = 1024
+# numbers of a weight, or of a weight's gradient: with more of them a tile's products no longer run from the cache, and the
+# partial gradients of all tasks take more memory than they save
+_MAX_WEIGHT = 1 << 18
 
 
 def find_row_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:
@@ -83,8 +98,18 @@ def find_row_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list
         num_rows = static(value(node).shape[0])
         return num_rows is None or num_rows >= _MIN_ROWS
 
-    regions = _grow(graph, domains, fusable, inside)
+    # products of nodes are torch's: nothing is at hand that would otherwise be written
+    regions = _grow(graph, domains, lambda node: fusable(node) and not is_call(node, *PRODUCTS), inside)
     return [region for region in regions if _num_computing(region) >= (1 if _is_large(region) else _MIN_ROW_OPERATORS)]
+
+
+def is_tileable(node: Node) -> bool:
+    """Whether a product is one that tiles of edges are made for: by a weight of static size that stays in the cache."""
+    parts = product_parts(node)
+    if parts is None or not value(node).dtype.is_floating_point:
+        return False
+    sizes = inner_sizes(value(node), leading=False) if total_product_of(node) else inner_sizes(value(parts[2]), leading=False)
+    return sizes is not None and math.prod(sizes) <= _MAX_WEIGHT
 
 
 def _is_large(region: Region) -> bool:
@@ -140,7 +165,11 @@ def _facts(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate
 
 
 def _is_total(node: Node, facts: _Facts) -> bool:
-    """Whether `node` sums a value of the region's rows over axis 0."""
+    """Whether `node` sums a value of the region's rows over axis 0, or the products of two."""
+    factors = total_product_of(node)
+    if factors is not None:
+        domain = facts.domains.of(factors[0])
+        return all(facts.inside(item) for item in factors) and domain is facts.domains.of(factors[1])
     if not is_call(node, aten.sum.dim_IntList):
         return False
     x, axes = node.args[0], node.args[1]
@@ -160,8 +189,7 @@ def _anchor_map(node: Node, facts: _Facts) -> tuple[Node | None] | None:
             return None
         return (node.args[1],)  # type: ignore[return-value]
     if _is_total(node, facts) and facts.fusable(node):
-        operand = node.args[0]
-        return (None,) if isinstance(operand, Node) and _in_cone(operand, facts) else None
+        return (None,) if any(_in_cone(item, facts) for item in _total_operands(node)) else None
     if not _in_cone(node, facts) or is_call(node, operators.gather, *_VIEWS):
         return None
     leaves = _escapes(node, lambda user, item: _in_cone(user, facts) or _reads_as_anchor(user, item, facts))
@@ -179,8 +207,18 @@ def _escapes(node: Node, stays: Callable[[Node, Node], bool]) -> bool:
     return False
 
 
+def _total_operands(node: Node) -> tuple[Node, ...]:
+    """What a total sums over rows."""
+    factors = total_product_of(node)
+    if factors is not None:
+        return factors
+    return (node.args[0],) if isinstance(node.args[0], Node) else ()
+
+
 def _reads_as_anchor(user: Node, node: Node, facts: _Facts) -> bool:
     """Whether `user` is an anchor that takes `node` into its own cone."""
+    if is_transpose(user) and user.users:
+        return all(_is_total(item, facts) and facts.fusable(item) for item in user.users)
     if is_call(user, operators.segment_reduce):
         return user.args[0] is node and facts.fusable(user)
     return _is_total(user, facts) and facts.fusable(user)
@@ -239,6 +277,9 @@ def _would_cycle(draft: _Draft, produced: int, leaves: set[Node], drafts: list[_
 
 
 def _reduced_value(anchor: Node) -> Node:
+    factors = total_product_of(anchor)
+    if factors is not None:
+        return factors[0]
     if is_call(anchor, operators.segment_reduce, aten.sum.dim_IntList) and isinstance(anchor.args[0], Node):
         return anchor.args[0]
     return anchor
@@ -275,6 +316,9 @@ def _operands(node: Node, draft: _Draft) -> list[Node]:
         first = node.args[0]
         assert isinstance(first, Node)
         return [first]
+    factors = total_product_of(node)
+    if factors is not None:
+        return list(dict.fromkeys(factors))
     return [item for item in node.all_input_nodes if is_tensor(item)]
 
 
@@ -342,7 +386,9 @@ def _bits(nodes: list[Node], facts: _Facts) -> int:
 
 
 def _is_row_value(node: Node, draft: _Draft, facts: _Facts) -> bool:
-    if node.op != "call_function" or is_call(node, operators.gather, operators.segment_reduce) or not facts.fusable(node):
+    if node.op != "call_function" or is_call(node, operators.gather, operators.segment_reduce, *PRODUCTS):
+        return False
+    if not facts.fusable(node):
         return False
     anchors = [item for item in draft.anchors if is_call(item, operators.segment_reduce)]
     return bool(anchors) and facts.domains.of(node) is not None and facts.domains.of(node) is facts.domains.of(anchors[0])
@@ -356,7 +402,7 @@ def _finish(draft: _Draft, facts: _Facts, read_by_others: set[Node]) -> Region:
         is_anchor = node in draft.anchors
         if is_call(node, *_VIEWS):
             continue
-        outside = node in read_by_others or _escapes(node, lambda user, _: user in inside)
+        outside = node in read_by_others or _escapes(node, lambda user, _: user in inside or _feeds_totals(user, inside))
         is_row = not facts.inside(node) and not _is_total(node, facts)
         if outside and (is_anchor or is_row):
             outputs.append(node)
@@ -364,3 +410,8 @@ def _finish(draft: _Draft, facts: _Facts, read_by_others: set[Node]) -> Region:
     row_domain = facts.domains.of(reductions[0]) if reductions and draft.rows is not None else None
     totals = frozenset(node for node in members if _is_total(node, facts))
     return Region(draft.rows, draft.domain, row_domain, members, tuple(outputs), totals)
+
+
+def _feeds_totals(user: Node, inside: set[Node]) -> bool:
+    """Whether `user` only turns a value for products over all edges that are made in the region."""
+    return is_transpose(user) and bool(user.users) and all(item in inside for item in user.users)

@@ -13,6 +13,7 @@ from plait.passes.axes import lead_rows
 from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.dropout import decide_dropout
 from plait.passes.identities import drop_identities
+from plait.passes.norms import expand_norms
 from plait.passes.order import order_products
 from plait.passes.order_costs import Setting
 from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products
@@ -68,6 +69,11 @@ def _dropout(graph: Graph, setting: Setting) -> Remarks:
     return Remarks()
 
 
+def _norms(graph: Graph, setting: Setting) -> Remarks:
+    expand_norms(graph)
+    return Remarks()
+
+
 def _products(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(moved=tuple(move_products(graph, domains.infer(graph))))
 
@@ -90,6 +96,7 @@ FORWARD: tuple[Pass, ...] = (
     Pass("axes", _axes),  # rows of every edge value in front, before anything asks for domains
     Pass("merge", _merge),  # two layers' self-loop handling must be one before it is cut off as structure
     Pass("dropout", _dropout, required=True),  # needs the domains; before autograd, so that the backward has the same draws
+    Pass("norms", _norms),  # before autograd, which then derives gradients that fuse, too
     # the laws run before autograd, so that gradients are derived from what they leave: products over nodes, too
     Pass("products", _products),  # before the cheap work: where a product is gone, the values between are gathered instead
     Pass("merge_products", _merge),  # both ends may have got the same product of the same rows

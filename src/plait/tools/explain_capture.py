@@ -263,7 +263,7 @@ def _structure(
 def _summary(program: Program) -> str:
     """What a program does, in a few words: "max, sum, sum over the edges of each row"."""
     reductions = [node.op.reduce.value for node in program.nodes() if isinstance(node.op, ops.SegmentReduce)]
-    totals = sum(isinstance(node.op, ops.TotalReduce) for node in program.nodes())
+    totals = sum(isinstance(node.op, ops.TOTALS) for node in program.nodes())
     parts = []
     if reductions:
         parts.append(f"{', '.join(reductions)} over the edges of each row")

@@ -58,6 +58,9 @@ def launch_work(program: Program, seen: tuple[int, int, tuple[int, ...]], known:
         space, elements = _extent(node)
         place = 0 if space is Space.EDGE and on_edges else 1
         operators += 1
+        if _is_tile_product(node):
+            products += 2 * num_edges * math.prod(_product_sizes(node))
+            continue
         if not _is_arithmetic(node):
             continue
         done = count[space] * elements
@@ -83,6 +86,14 @@ def launch_work(program: Program, seen: tuple[int, int, tuple[int, ...]], known:
         reads=(),
         writes=(),
     )
+
+
+def _is_tile_product(node: Node) -> bool:
+    return isinstance(node.op, ops.Product | ops.TotalProduct)
+
+
+def _product_sizes(node: Node) -> tuple[int, int]:
+    return node.inputs[0].type.numel, node.type.shape[-1]
 
 
 def _extent(node: Node) -> tuple[Space, int]:
@@ -214,7 +225,8 @@ def measured_s(launches: Sequence[Launch], step: Callable[[], float], repeats: i
 
 def predicted_s(launch: Launch, costs: Costs) -> float | None:
     """Seconds a program takes at best on a machine of these costs: rows read by a map as gathers of so many bytes out of so
-    many rows, everything else as a stream, every thread as fast as one alone is. None where it never ran."""
+    many rows, everything else as a stream, products as those of matrices, every thread as fast as one alone is. None where it
+    never ran."""
     if launch.seen is None:
         return None
     num_edges, num_rows, sizes = launch.seen
@@ -226,4 +238,7 @@ def predicted_s(launch: Launch, costs: Costs) -> float | None:
         row_bytes = math.prod(item.shape) * item.dtype.itemsize
         streamed -= num_edges * row_bytes
         gather_s += num_edges * costs.gather(row_bytes, max(sizes[item.index_map], 1))
-    return (gather_s + costs.stream(streamed)) / torch.get_num_threads()
+    product_s = sum(
+        costs.product(num_edges, *_product_sizes(node)) for node in launch.program.nodes() if _is_tile_product(node)
+    )
+    return (gather_s + costs.stream(streamed) + product_s) / torch.get_num_threads()

@@ -3,8 +3,8 @@
     matmul(gather(x, m), W) = gather(matmul(x, W), m)
     matmul(gather(x, m) + gather(y, n) + e, W) = gather(matmul(x, W), m) + gather(matmul(y, W), n) + matmul(e, W)
 
-Products are never fused into kernels, so this always pays where rows of nodes are fewer. What is there per edge (edge features
-beside the ends) keeps a product of edge rows, of its own columns only: unless it is narrower than before, nothing moves.
+Where rows of nodes are fewer this always pays, though programs run products of edges, too. What is there per edge (edge
+features beside the ends) keeps a product of edge rows, of its own columns only: unless it is narrower than before, nothing moves.
 """
 
 from __future__ import annotations
