@@ -29,7 +29,8 @@ def _extent(size: Any) -> float:
     if known is not None:
         return known
     upper = size.node.shape_env.bound_sympy(size.node.expr).upper  # edges without their self-loops are at most all edges
-    return float(upper) if upper.is_finite and upper.is_number else 0.0
+    largest = float(upper) if upper.is_number else math.inf
+    return largest if math.isfinite(largest) else 0.0  # nothing is known of it: it can't be planned with
 
 
 def _is_view(node: Node) -> bool:
