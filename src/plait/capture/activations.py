@@ -57,7 +57,7 @@ def elu_backward(e: Expressions, grad: Node, x: Node, alpha: float, scale: float
         slope = e.pointwise(
             "mul", e.pointwise("exp", e.pointwise("mul", x, e.like(x, input_scale))), e.like(x, input_scale * alpha * scale)
         )
-    slope = e.pointwise("where", e.pointwise("gt", x, e.like(x, 0)), e.like(x, scale), slope)
+    slope = e.pointwise("where", e.pointwise("le", x, e.like(x, 0)), slope, e.like(x, scale))
     return e.pointwise("mul", grad, slope)
 
 

@@ -17,6 +17,7 @@ from plait.codegen.views import ElementMaps, reduced_run
 from plait.ir import text
 from plait.ir.ops import (
     TOTALS,
+    Cat,
     InnerReduce,
     LoadAt,
     LoadDense,
@@ -138,6 +139,8 @@ class Printer:
             return self._is_regular(node.inputs[0], tuple(table[lane][0] for lane in lanes))
         if isinstance(node.op, Uniform):
             return True
+        if isinstance(node.op, Cat):
+            return False  # a vector across its parts: their elements are numbered anew
         return all(self._is_regular(item, lanes) for item in node.inputs)
 
     def edge_outputs(self, node: Node) -> list[tuple[str, str]]:

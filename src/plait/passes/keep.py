@@ -62,9 +62,10 @@ class Keeper:
         return all(user in self.forward or user.op == "output" for user in node.users)
 
     def _under_extrema(self) -> set[Node]:
-        """A maximum and everything it is made of: its gradient compares entries with the result bit by bit, so that neither
-        may come from another kernel than before."""
-        stack = [node for node in self.forward if is_call(node, operators.segment_reduce) and node.args[3] in ("max", "min")]
+        """A maximum with a gradient and everything it is made of: the gradient compares entries with the result bit by bit, so
+        that neither may come from another kernel than before."""
+        extrema = (node for node in self.forward if is_call(node, operators.segment_reduce) and node.args[3] in ("max", "min"))
+        stack = [node for node in extrema if _is_compared(node)]
         found: set[Node] = set()
         while stack:
             node = stack.pop()
@@ -143,6 +144,19 @@ class Keeper:
         for node in gone:
             again |= self._again(node, gone) or set()
         return give_copies(self.graph, self.forward, lambda node: node in again)
+
+
+def _is_compared(node: Node) -> bool:
+    """Whether a value, or a view or gather of it, is compared with another for equality."""
+    stack, seen = [node], {node}
+    while stack:
+        for user in stack.pop().users:
+            if is_call(user, aten.eq.Tensor, aten.eq.Scalar, aten.ne.Tensor, aten.ne.Scalar):
+                return True
+            if user not in seen and (is_call(user, operators.gather) or getattr(user.target, "is_view", False)):
+                seen.add(user)
+                stack.append(user)
+    return False
 
 
 def _runs_twice(node: Node) -> bool:

@@ -4,7 +4,8 @@
     matmul(gather(x, m) + gather(y, n) + e, W) = gather(matmul(x, W), m) + gather(matmul(y, W), n) + matmul(e, W)
 
 Where rows of nodes are fewer this always pays, though programs run products of edges, too. What is there per edge (edge
-features beside the ends) keeps a product of edge rows, of its own columns only: unless it is narrower than before, nothing moves.
+features beside the ends) keeps a product of edge rows, of its own columns only: unless it is narrower than before, nothing
+moves.
 """
 
 from __future__ import annotations
