@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
+from torch_geometric.loader import PrefetchLoader
 
 from plait import memory
 from plait.errors import OptionError, ShapeError
@@ -110,6 +111,14 @@ def test_batches_are_the_same_for_any_number_of_threads(threads: int) -> None:
     loader, alone = NeighborLoader(data, [5, 3], threads=threads, **options), NeighborLoader(data, [5, 3], threads=0, **options)
     for _ in range(2):
         assert [contents(batch) for batch in loader] == [contents(batch) for batch in alone]
+
+
+def test_pyg_copies_batches_to_a_device_ahead() -> None:
+    """What pins batches and copies them on a stream of its own takes any loader; on a CPU it passes them on."""
+    data, options = make_data(), {"batch_size": 16, "shuffle": True, "seed": 11}
+    ahead = PrefetchLoader(NeighborLoader(data, [5, 3], **options), device=torch.device("cpu"))
+
+    assert [contents(batch) for batch in ahead] == [contents(batch) for batch in NeighborLoader(data, [5, 3], **options)]
 
 
 def test_without_a_compiler_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
