@@ -43,6 +43,10 @@ class Options:
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
             raise OptionError(f"memory_budget: expected bytes (an int) or a share of eager's peak (a float), got {budget!r}")
 
+    def is_strict(self) -> bool:
+        """Whether a fallback is an error."""
+        return environment().strict if self.strict is None else self.strict
+
     @staticmethod
     def parse(given: dict[str, Any]) -> Options:
         """The options a user gave by name; a name that does not exist is an error that lists the valid ones."""

@@ -39,3 +39,8 @@ class UnsupportedError(PlaitError, NotImplementedError):
 
 class DataError(PlaitError, ValueError):
     """A data set that is missing, broken or not in the documented format."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line, for a reason that is recorded."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -31,6 +31,7 @@ from plait.passes.structure import own_maps, split_structure
 _NARROW_FLOATS = (torch.bfloat16, torch.float16)
 # numbers per row: kernels unroll a row's columns, and the C++ compiler needs minutes and gigabytes for twelve thousand of them
 _MAX_COLUMNS = 4096
+EVERY_OUTPUT = 1 << 30  # as a number of outputs
 _PLAIT = (operators.gather, operators.segment_reduce, operators.uniform)
 
 
@@ -65,7 +66,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
         own_maps(graph)
     structure = split_structure(graph, StructureCall, num_returned) if record.wants("structure") else None
     if structure is not None:
-        record.dump(f"{direction}_structure", structure.module.print_readable(print_output=False))
+        record.dump_graph(f"{direction}_structure", structure.module)
         record.structure.extend(node.name for node in structure.outputs)
         record.structural.extend(describe(node) for node in structure.outputs if is_tensor(node))
     edge_work = _edge_work(graph)
@@ -80,13 +81,13 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     if direction == "forward":
         record.kept = kept_values(graph, num_returned)
     _note_leftovers(graph, edge_work, direction, record)
-    if record.rest == "inductor":
+    if record.options.rest == "inductor":
         gm.recompile()
         gm = compile_rest(gm, record)
     else:
         quicken(graph)
     gm.recompile()
-    record.dump(f"{direction}_final", gm.print_readable(print_output=False))
+    record.dump_graph(f"{direction}_final", gm)
     for launch in launches:
         record.dump(launch.program.name, to_text(launch.program))
         if launch.kernel is not None:
@@ -153,7 +154,7 @@ def _install(graph: Graph, region: Region, lowered: Lowered, launch: Callable[..
 
     `replaced` says what now stands for the results of regions installed before; this region's are added.
     """
-    anchor = next(node for node in graph.nodes if node.op == "output")
+    anchor = graph.output_node()
     edit = Editor(graph, anchor)
     # not even the size of what a kernel makes now may be asked of the node it stands for, which would stay
     sizes = tuple(edit.size(replaced.get(node, node), 0) for node in lowered.coarse)

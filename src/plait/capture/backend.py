@@ -9,21 +9,20 @@ from typing import Any
 import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
-from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.fx import Graph, GraphModule, Node
 
 from plait import graph as graph_structure
 from plait.capture.again import Again
-from plait.capture.assemble import assemble
+from plait.capture.assemble import EVERY_OUTPUT, assemble
 from plait.capture.origin import source_lines
-from plait.capture.partition import Halves, Joint, copy_graph, eager_peak, partition
+from plait.capture.partition import Halves, Joint, boxed, copy_graph, eager_peak, partition
 from plait.capture.record import Record, new_record
 from plait.capture.region import Region
 from plait.capture.step import step_of
 from plait.capture.trace import detach_no_grad, forward_graph, mark_dropout, specialize_floats
 from plait.capture.tune import machine_costs
 from plait.config import Options, environment
-from plait.errors import OptionError, UnsupportedError
+from plait.errors import OptionError, UnsupportedError, first_line
 from plait.passes import pipeline
 from plait.passes.edit import is_integral, is_tensor
 from plait.passes.order_costs import Setting
@@ -31,7 +30,6 @@ from plait.passes.recompute import forward_nodes
 
 log = logging.getLogger("plait")
 Callback = Callable[..., Any]
-_ALL = 1 << 30  # every output of the graph
 
 
 def set_dynamo_flags() -> None:
@@ -63,20 +61,16 @@ def plait_backend(
         except (TorchDynamoException, OptionError):
             raise  # Dynamo's own control flow: restarts of the analysis, graph breaks
         except UnsupportedError as error:
-            if record.is_strict() and record.fallbacks:
+            if record.options.is_strict() and record.fallbacks:
                 raise
             record.note(str(error))
         except Exception as error:
             log.debug("capture failed", exc_info=True)
-            record.fall_back("capture", f"{type(error).__name__}: {_first_line(error)}")
+            record.fall_back("capture", first_line(error))
         else:
             return compiled
     record.fall_back("capture", "the graph runs as it was captured, un-compiled")
     return gm.forward
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> Callback:
@@ -85,8 +79,8 @@ def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], record: R
     mark_dropout(marked)
     detach_no_grad(marked)
     forward = forward_graph(marked, example_inputs)
-    record.dump("captured", gm.print_readable(print_output=False))
-    _run_passes(forward, pipeline.FORWARD, record, _forward_setting(forward.graph, example_inputs, record.order))
+    record.dump_graph("captured", gm)
+    _run_passes(forward, pipeline.FORWARD, record, _forward_setting(forward.graph, example_inputs, record.options.order))
     eager = GraphModule(forward, copy_graph(forward.graph))
     budget = _budget_bytes(gm, example_inputs, record)
     return _aot(forward, example_inputs, Again(eager), record, budget)
@@ -107,16 +101,16 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
     halves: list[Halves] = []
 
     def inference(graph: GraphModule, _: Any) -> Callback:
-        _run_passes(graph, pipeline.JOINT, record, _settled(set(graph.graph.nodes), record.order))
-        return _boxed(assemble(graph, "inference", record, num_returned=_ALL), None)
+        _run_passes(graph, pipeline.JOINT, record, _settled(set(graph.graph.nodes), record.options.order))
+        return boxed(assemble(graph, "inference", record, num_returned=EVERY_OUTPUT), None)
 
     def cut(joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
         forward_part = forward_nodes(joint.graph, num_fwd_outputs)
-        _run_passes(joint, pipeline.JOINT, record, _settled(forward_part, record.order))
+        _run_passes(joint, pipeline.JOINT, record, _settled(forward_part, record.options.order))
         halves.append(partition(Joint(joint, inputs, num_fwd_outputs, kwargs), record, budget))
         return halves[0].forward, halves[0].backward
 
-    backend = aot_autograd(fw_compiler=_boxed, bw_compiler=_boxed, inference_compiler=inference, partition_fn=cut)
+    backend = aot_autograd(fw_compiler=boxed, bw_compiler=boxed, inference_compiler=inference, partition_fn=cut)
     # a donated buffer would forbid `retain_graph=True`; our buffers go back to the pool by their reference counts anyway
     with torch._functorch.config.patch(donated_buffer=False):
         compiled = backend(gm, example_inputs)
@@ -126,22 +120,26 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
 
 
 def _budget_bytes(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> int | None:
-    """The bytes that `memory_budget` stands for."""
-    budget = record.memory_budget
-    if budget is None or isinstance(budget, int):
+    """The bytes that `memory_budget` stands for; None for inference, which keeps nothing."""
+    budget = record.options.memory_budget
+    if budget is None or not _is_training(example_inputs):
+        return None
+    if isinstance(budget, int):
         return budget
     return int(budget * eager_peak(gm, example_inputs)) or None
 
 
+def _is_training(example_inputs: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(getattr(item, "requires_grad", False) for item in example_inputs)
+
+
 def _forward_setting(graph: Graph, example_inputs: Sequence[Any], order: str) -> Setting:
     """What the forward graph is for, from the inputs it was captured with."""
+    is_training = _is_training(example_inputs)
     wanted: set[Node] = set()
-    if torch.is_grad_enabled():
-        placeholders = graph.find_nodes(op="placeholder")
-        wanted.update(
-            node for node, item in zip(placeholders, example_inputs, strict=True) if getattr(item, "requires_grad", False)
-        )
-    is_training = bool(wanted)
+    if is_training:
+        pairs = zip(graph.find_nodes(op="placeholder"), example_inputs, strict=True)
+        wanted.update(node for node, item in pairs if getattr(item, "requires_grad", False))
     for node in graph.nodes:
         if not wanted.isdisjoint(node.all_input_nodes) and is_tensor(node) and not is_integral(node):
             wanted.add(node)
@@ -155,16 +153,13 @@ def _settled(forward: set[Node], order: str) -> Setting:
 
 
 def _run_passes(gm: GraphModule, passes: tuple[pipeline.Pass, ...], record: Record, setting: Setting) -> None:
+    sources: dict[str, str] = {}
     for item in passes:
         if not item.required and not record.wants(item.name):
             continue
-        sources = source_lines(gm.graph)
+        sources |= source_lines(node for node in gm.graph.nodes if node.name not in sources)
         remarks = item.run(gm.graph, setting)
         record.note_moved(remarks.moved, sources)
         record.left.update(remarks.left)
         gm.recompile()
-        record.dump(item.name, gm.print_readable(print_output=False))
-
-
-def _boxed(gm: GraphModule, _: Any) -> Callback:
-    return make_boxed_func(gm.forward)
+        record.dump_graph(item.name, gm)

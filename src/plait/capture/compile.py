@@ -15,6 +15,7 @@ from plait import memory
 from plait.capture.backend import plait_backend
 from plait.capture.record import Record, new_record
 from plait.config import Options, environment
+from plait.errors import first_line
 from plait.native import cache
 from plait.structure_cache import STRUCTURE
 
@@ -82,8 +83,7 @@ class _Failures(logging.Filter):
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         flags: dict[str, Any] = {} if environment().dynamo_flags else dict(FLAGS)  # set for the process, or only here
-        is_strict = environment().strict if self.options.strict is None else self.options.strict
-        if not is_strict:
+        if not self.options.is_strict():
             flags["suppress_errors"] = True
         if not flags:
             yield
@@ -100,8 +100,7 @@ class _Failures(logging.Filter):
         error = record.exc_info[1] if record.exc_info else None
         if error is None or record.levelno < logging.WARNING:
             return True
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        self._fall_back(f"Dynamo cannot trace a part of the model: {type(error).__name__}: {first}")
+        self._fall_back(f"Dynamo cannot trace a part of the model: {first_line(error)}")
         return False
 
     def note_sparse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -81,33 +81,25 @@ class Launch:
             read = list(tensors)
             for slot, item in zip(self.edge_slots, edges, strict=True):
                 read[slot] = graph.sorted_values(item, rows, num_rows)
-        with_edge_id = self.with_edge_id and not in_order
-        given = (rows, maps)
+
+        def ordered(rows: Tensor | None, maps: Iterable[Tensor]) -> graph.Ordering:
+            others = list(zip(maps, sizes, strict=True))
+            if rows is None:
+                return graph.natural(num_edges, others)
+            return graph.ordered(rows, num_rows, others, with_edge_id=self.with_edge_id and not in_order)
+
         try:
-            ordering = self._structure(num_edges, num_rows, rows, maps, sizes, with_edge_id)
+            ordering = ordered(rows, maps)
         except IndexMapError:
             if not self.wrap:
                 raise
             # checked only after it failed: indices that count from the end are rare, and legal in x[index]
-            maps = tuple([operators.wrapped(item, size) for item, size in zip(maps, sizes, strict=True)])
-            rows = operators.wrapped(rows, num_rows) if rows is not None else None
-            ordering = self._structure(num_edges, num_rows, rows, maps, sizes, with_edge_id)
-        self.last = LastGraph.remember(num_rows, *given, sizes, ordering, self.edge_slots if in_order else (), tensors, read)
+            wrapped = [operators.wrapped(item, size) for item, size in zip(maps, sizes, strict=True)]
+            ordering = ordered(operators.wrapped(rows, num_rows) if rows is not None else None, wrapped)
+        self.last = LastGraph.remember(
+            num_rows, rows, maps, sizes, ordering, self.edge_slots if in_order else (), tensors, read
+        )
         return ordering, in_order, read
-
-    def _structure(
-        self,
-        num_edges: int,
-        num_rows: int,
-        rows: Tensor | None,
-        maps: tuple[Tensor, ...],
-        sizes: tuple[int, ...],
-        with_edge_id: bool,
-    ) -> graph.Ordering:
-        others = list(zip(maps, sizes, strict=True))
-        if rows is None:
-            return graph.natural(num_edges, others)
-        return graph.ordered(rows, num_rows, others, with_edge_id=with_edge_id)
 
 
 def _depends_on_position(program: Program) -> bool:

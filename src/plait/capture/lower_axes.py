@@ -109,28 +109,21 @@ def _select(state: Lowering, node: fx.Node) -> Node:
     return state.reshape(_sliced(state, x, axis, position % x.type.shape[axis], 1, 1), inner_of(node))
 
 
-def _cat(state: Lowering, node: fx.Node) -> Node:
-    parts: Any = node.args[0]
-    rank = rank_of(node)
-    axis = int(argument(node, 1, "dim", 0)) % (rank + 1) - 1
-    if axis < 0:
-        raise UnsupportedError("a concatenation of rows")
-    items = [state.cast(state.operand(part, rank), value(node).dtype) for part in parts]
-    joined = Type(join_spaces(tuple(items)), inner_of(node), value(node).dtype)
-    return state.builder.node(ops.Cat(axis), tuple(items), joined)
+def _joined(what: str, *, new_axis: bool) -> Lower:
+    """Values beside each other, along an axis they have or along a new one."""
 
+    def lower(state: Lowering, node: fx.Node) -> Node:
+        parts: Any = node.args[0]
+        rank, shape, dtype = rank_of(node), inner_of(node), value(node).dtype
+        axis = int(argument(node, 1, "dim", 0)) % (rank + 1) - 1
+        if axis < 0:
+            raise UnsupportedError(f"a {what} of rows")
+        items = [state.cast(state.operand(part, rank - new_axis), dtype) for part in parts]
+        if new_axis:
+            items = [state.reshape(item, (*shape[:axis], 1, *shape[axis + 1 :])) for item in items]
+        return state.builder.node(ops.Cat(axis), tuple(items), Type(join_spaces(tuple(items)), shape, dtype))
 
-def _stack(state: Lowering, node: fx.Node) -> Node:
-    parts: Any = node.args[0]
-    rank = rank_of(node)
-    axis = int(argument(node, 1, "dim", 0)) % (rank + 1) - 1
-    if axis < 0:
-        raise UnsupportedError("a stack of rows")
-    shape = inner_of(node)
-    one = (*shape[:axis], 1, *shape[axis + 1 :])
-    items = [state.cast(state.operand(part, rank - 1), value(node).dtype) for part in parts]
-    items = [state.reshape(item, one) for item in items]
-    return state.builder.node(ops.Cat(axis), tuple(items), Type(join_spaces(tuple(items)), shape, value(node).dtype))
+    return lower
 
 
 def _repeat(state: Lowering, node: fx.Node) -> Node:
@@ -281,8 +274,8 @@ AXES: dict[Any, Lower] = {
     aten.transpose.int: _transpose,
     aten.slice.Tensor: _slice,
     aten.select.int: _select,
-    aten.cat.default: _cat,
-    aten.stack.default: _stack,
+    aten.cat.default: _joined("concatenation", new_axis=False),
+    aten.stack.default: _joined("stack", new_axis=True),
     aten.repeat.default: _repeat,
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _select_backward,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.fx import Graph, Node
 from plait.capture.launch import Launch, StructureCall
 from plait.capture.lower import Lowered
 from plait.passes.domains import Domains
-from plait.passes.edit import is_tensor, source_line, static, value
+from plait.passes.edit import is_tensor, is_view, results_of, source_line, static, value
 from plait.passes.fuse import Region
 
 Size = int | str  # text (`u0 + 10`) where only a run knows the number
@@ -54,7 +55,7 @@ def describe_region(region: Region, lowered: Lowered, domains: Domains) -> Origi
     """The origin of the program that `region` was lowered to."""
     return Origin(
         _common_module(region.members),
-        tuple(describe(node, domains) for node in region.members if not _is_view(node)),
+        tuple(describe(node, domains) for node in region.members if not is_view(node)),
         tuple(describe(node, domains) for node in lowered.tensors),
         describe(region.rows) if region.rows is not None else None,
         tuple(describe(node) for node in lowered.maps),
@@ -64,14 +65,12 @@ def describe_region(region: Region, lowered: Lowered, domains: Domains) -> Origi
 
 def kept_values(graph: Graph, num_returned: int) -> list[Value]:
     """What a forward graph hands to the backward: the tensors among its outputs behind the first `num_returned`."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    results: Any = output.args[0]
-    return [describe(item) for item in results[num_returned:] if is_tensor(item)]
+    return [describe(item) for item in results_of(graph)[num_returned:] if is_tensor(item)]
 
 
-def source_lines(graph: Graph) -> dict[str, str]:
+def source_lines(nodes: Iterable[Node]) -> dict[str, str]:
     """The line of the user's model behind every node, by name; passes take nodes away, so it is asked before them."""
-    lines = {node.name: source_line(node) for node in graph.nodes}
+    lines = {node.name: source_line(node) for node in nodes}
     return {name: line for name, line in lines.items() if line}
 
 
@@ -99,21 +98,15 @@ def _name(node: Node) -> str:
     if isinstance(target, Launch) and isinstance(position, int):
         return target.program.outputs[position].name
     if isinstance(target, StructureCall) and isinstance(position, int):
-        output = next(item for item in target.module.graph.nodes if item.op == "output")
-        return str(output.args[0][position].name)
+        return str(results_of(target.module.graph)[position].name)
     return node.name
 
 
 def _viewed(node: Node) -> Node:
     """What a chain of views shows."""
-    while node.op == "call_function" and _is_view(node) and isinstance(node.args[0], Node):
+    while node.op == "call_function" and is_view(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
-
-
-def _is_view(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(item.alias_info is not None for item in schema.returns)
 
 
 def _kind(node: Node, owner: Node, domains: Domains | None) -> str:

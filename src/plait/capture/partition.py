@@ -16,14 +16,13 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._functorch.partitioners import default_partition
 from torch.fx import Graph, GraphModule, Node
 
-from plait import operators
-from plait.capture.assemble import assemble, is_fusable
+from plait.capture.assemble import EVERY_OUTPUT, assemble, is_fusable
 from plait.capture.launch import StructureCall
 from plait.capture.record import Prediction, Record
 from plait.capture.tune import machine_costs
 from plait.errors import MemoryBudgetError
 from plait.passes import domains as domains_pass
-from plait.passes.keep import Dropped, Keeper
+from plait.passes.keep import Dropped, Keeper, is_extremum
 from plait.passes.liveness import kept_bytes, step_peak
 from plait.passes.recompute import recompute_edges
 from plait.passes.structure import structural_nodes
@@ -62,6 +61,11 @@ def copy_graph(graph: Graph) -> Graph:
     new = Graph()
     new.output(new.graph_copy(graph, {}))
     return new
+
+
+def boxed(gm: GraphModule, _: Any) -> Callable[..., Any]:
+    """A graph as AOTAutograd calls it: a "compiler" that leaves it as it is."""
+    return make_boxed_func(gm.forward)
 
 
 def partition(joint: Joint, record: Record, budget: int | None) -> Halves:
@@ -106,7 +110,7 @@ def _cut(joint: Joint, record: Record, dropped: Collection[str], *, build: bool 
         record.recomputed.clear()
         forward, backward = default_partition(spare.module, spare.inputs, num_fwd_outputs=num_returned, **spare.others)
         forward = assemble(forward, "forward", record, num_returned=num_returned, build=build)
-    return Halves(forward, assemble(backward, "backward", record, num_returned=1 << 30, build=build), num_returned)
+    return Halves(forward, assemble(backward, "backward", record, num_returned=EVERY_OUTPUT, build=build), num_returned)
 
 
 def _recompute(graph: Graph, num_returned: int) -> Sequence[str]:
@@ -118,11 +122,7 @@ def _recompute(graph: Graph, num_returned: int) -> Sequence[str]:
 
 def has_extremum(graph: Graph) -> bool:
     """Whether a maximum or minimum over rows runs as an operator of its own."""
-    return any(
-        node.target is operators.segment_reduce and node.args[3] in ("max", "min")
-        for node in graph.nodes
-        if node.op == "call_function"
-    )
+    return any(map(is_extremum, graph.nodes))
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------------
@@ -191,10 +191,7 @@ def eager_peak(gm: GraphModule, example_inputs: Sequence[Any]) -> int:
         found.append(step_peak(forward.graph, backward.graph, num_fwd_outputs, lambda node: False, frees_early=True))
         return forward, backward
 
-    def as_it_is(graph: GraphModule, _: Any) -> Callable[..., Any]:
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=as_it_is, bw_compiler=as_it_is, partition_fn=look)
+    backend = aot_autograd(fw_compiler=boxed, bw_compiler=boxed, partition_fn=look)
     with torch._functorch.config.patch(donated_buffer=False):
         backend(GraphModule(gm, copy_graph(gm.graph)), example_inputs)
     return found[0] if found else 0

@@ -6,7 +6,9 @@ import itertools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from torch.fx import GraphModule
 
 from plait.capture.launch import Launch
 from plait.capture.origin import Origin, Value
@@ -49,22 +51,18 @@ class Record:
 
     number: int = 0
     launches: dict[str, list[Launch]] = field(default_factory=dict)
-    stop_after: str | None = None
-    rest: str = "eager"
-    order: str = "auto"
+    options: Options = field(default_factory=Options)
     moved: list[str] = field(default_factory=list)
     kept: list[Value] = field(default_factory=list)  # what the forward hands to the backward, sizes and all
     structural: list[Value] = field(default_factory=list)  # what is computed once per graph, as `structure` names it
     origins: dict[str, Origin] = field(default_factory=dict)  # program name -> what of the user's model it is
     recomputed: list[str] = field(default_factory=list)
-    memory_budget: float | None = None  # as in `plait.config.Options`
     dropped: list[Dropped] = field(default_factory=list)  # values over nodes that are computed again to fit the budget
     prediction: Prediction | None = None  # of a training step
     structure: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)  # graph node -> why it was not rewritten
     fallbacks: list[Fallback] = field(default_factory=list)
-    strict: bool | None = None
     num_dumps: int = 0
 
     @property
@@ -74,7 +72,7 @@ class Record:
 
     def wants(self, stage: str) -> bool:
         """Whether a stage runs, or the user asked to stop before it."""
-        return wanted(stage, self.stop_after)
+        return wanted(stage, self.options.stop_after)
 
     def dump(self, stage: str, text: str, suffix: str = "txt") -> None:
         """Writes what a stage made into the directory PLAIT_DUMP names, if any: capture_0/03_hoist.txt."""
@@ -88,6 +86,11 @@ class Record:
         except OSError as error:
             log.warning("PLAIT_DUMP: %s", error)
         self.num_dumps += 1
+
+    def dump_graph(self, stage: str, module: GraphModule) -> None:
+        """The same for a graph; printing one takes a while, so it is printed only for somebody."""
+        if environment().dump is not None:
+            self.dump(stage, module.print_readable(print_output=False))
 
     def note(self, line: str) -> None:
         """Something left as it was, by design or for want of a rule; not a failure."""
@@ -104,10 +107,7 @@ class Record:
 
     def scratch(self) -> Record:
         """A record for a plan that is tried and thrown away: nothing is written, nothing is warned of."""
-        return _Scratch(stop_after=self.stop_after, order=self.order, strict=False)
-
-    def is_strict(self) -> bool:
-        return environment().strict if self.strict is None else self.strict
+        return _Scratch(options=replace(self.options, rest="eager", strict=False))
 
     def fall_back(self, stage: str, reason: str) -> None:
         """Records a fallback and warns once; in strict mode it is an error."""
@@ -115,7 +115,7 @@ class Record:
         if fallback in self.fallbacks:
             return
         self.fallbacks.append(fallback)
-        if self.is_strict():
+        if self.options.is_strict():
             raise UnsupportedError(str(fallback))
         warnings.warn(
             f"plait: {fallback}\n  This part runs as PyTorch runs it; plait.explain shows what is fused.", stacklevel=2
@@ -142,14 +142,7 @@ _NUMBERS = itertools.count()
 
 def new_record(options: Options) -> Record:
     """A record for a capture that begins; the last ones are kept for `plait.explain`."""
-    record = Record(
-        strict=options.strict,
-        stop_after=options.stop_after,
-        rest=options.rest,
-        order=options.order,
-        memory_budget=options.memory_budget,
-        number=next(_NUMBERS),
-    )
+    record = Record(options=options, number=next(_NUMBERS))
     RECORDS.append(record)
     del RECORDS[:-_KEPT]
     return record

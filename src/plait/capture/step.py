@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 from plait.capture.again import Again
 from plait.capture.partition import Halves, copy_graph
-from plait.passes.edit import is_tensor
+from plait.passes.edit import is_tensor, results_of
 
 
 class Step:
@@ -33,15 +33,14 @@ class Step:
         first = len(self.written)
         self.has_gradient = tuple(info.requires_grad_for_backward for info in meta.output_info)
         self.without_gradient = tuple(first + number for number, has in enumerate(self.has_gradient) if not has)
-        results: Any = next(iter(halves.forward.graph.find_nodes(op="output"))).args[0]
-        saved = results[self.num_returned :]
+        saved = results_of(halves.forward.graph)[self.num_returned :]
         self.num_tensors = sum(1 for node in saved if is_tensor(node))
         self.is_input = tuple(node.op == "placeholder" for node in saved[: self.num_tensors])
         # inputs with a gradient are saved once, whoever needs them: the backward, or a second backward
         placeholders = halves.forward.graph.find_nodes(op="placeholder")
-        self.wanted = tuple(number for number, info in enumerate(meta.input_info) if info.requires_grad)
-        self.extra = tuple(number for number in self.wanted if placeholders[number] not in saved)
-        self.place = _places(placeholders, self.wanted, saved[: self.num_tensors], self.extra)
+        wanted = tuple(number for number, info in enumerate(meta.input_info) if info.requires_grad)
+        self.extra = tuple(number for number in wanted if placeholders[number] not in saved)
+        self.place = _places(placeholders, wanted, saved[: self.num_tensors], self.extra)
         # what was traced under autocast holds its casts already
         self.undo_autocast: Callable[[], Any] | None = None
         if torch._C._is_any_autocast_enabled():

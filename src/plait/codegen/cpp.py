@@ -255,6 +255,15 @@ class Printer:
             lines.append(f"for (i64 i = 0; i < {size}; ++i) {name}[i] = 0;")
         return lines
 
+    def _each_task(self, lines: list[str]) -> list[str]:
+        """The lines for every task, whose totals start at 0."""
+        return [
+            "#pragma omp for schedule(dynamic, 1)",
+            "for (i64 task = 0; task < tasks; ++task) {",
+            *indent([*self._task_start(), *lines]),
+            "}",
+        ]
+
     def _row_body(self) -> list[str]:
         row = ["const i64 begin = indptr[row], end = indptr[row + 1];"]
         for node in self.nodes:
@@ -277,29 +286,21 @@ class Printer:
                 row += self._add_row(node)
         row += self._copy_lines(Space.ROW)
         start = "first_row(indptr, num_rows, num_edges, {}, tasks)"
-        return [
-            "#pragma omp for schedule(dynamic, 1)",
-            "for (i64 task = 0; task < tasks; ++task) {",
-            *indent(self._task_start()),
-            f"  const i64 row_end = {start.format('task + 1')};",
-            f"  for (i64 row = {start.format('task')}; row < row_end; ++row) {{",
-            *indent(indent(row)),
-            "  }",
-            "}",
-        ]
+        return self._each_task(
+            [
+                f"const i64 row_end = {start.format('task + 1')};",
+                f"for (i64 row = {start.format('task')}; row < row_end; ++row) {{",
+                *indent(row),
+                "}",
+            ]
+        )
 
     def _edge_body(self) -> list[str]:
         lines = ["const i64 begin = (i64)((__int128)num_edges * task / tasks);"]
         lines += ["const i64 end = (i64)((__int128)num_edges * (task + 1) / tasks);"]
         for item in self.schedule.passes:
             lines += ["{", *indent(PassPrinter(self, item, 0).lines()), "}"]
-        return [
-            "#pragma omp for schedule(dynamic, 1)",
-            "for (i64 task = 0; task < tasks; ++task) {",
-            *indent(self._task_start()),
-            *indent(lines),
-            "}",
-        ]
+        return self._each_task(lines)
 
     # --- values of a row, and values of everything -------------------------------------------------------------------
 

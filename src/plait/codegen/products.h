@@ -34,21 +34,24 @@ template <class V, int F, int G, class T> static void pack(T* to, const T* from,
         *to++ = g < G ? from[f * rows + g * columns] : (T)0;
 }
 
-template <class V, int R, int N, class T> INLINE void multiply_block(const T* a, i64 lda, const T* w, T* c, i64 ldc, i64 count) {
+// c[R, N vectors] = the sum over `count` steps of a column of `a` times a row of `b`, on top of what is in c if it ADDS.
+// The factor of row r in step k lies at a[r * row + k * step].
+template <class V, int R, int N, bool ADDS, class T>
+INLINE void block(const T* a, i64 row, i64 step, const T* b, i64 ldb, T* c, i64 ldc, i64 count) {
   constexpr int L = traits<V>::lanes;
   V sum[R][N];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) sum[r][v] = V{};
+    for (int v = 0; v < N; ++v) sum[r][v] = ADDS ? ld<V>(c + r * ldc + v * L) : V{};
 #pragma GCC unroll 2
-  for (i64 f = 0; f < count; ++f) {
+  for (i64 k = 0; k < count; ++k) {
     V x[N];
 #pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) x[v] = ld<V>(w + (f * N + v) * L);
+    for (int v = 0; v < N; ++v) x[v] = ld<V>(b + k * ldb + v * L);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const V factor = bc<V>(a[r * lda + f]);
+      const V factor = bc<V>(a[r * row + k * step]);
 #pragma GCC unroll 4
       for (int v = 0; v < N; ++v) sum[r][v] = fma(factor, x[v], sum[r][v]);
     }
@@ -60,7 +63,7 @@ template <class V, int R, int N, class T> INLINE void multiply_block(const T* a,
 }
 template <class V, int F, int N, class T> static void multiply_panel(const T* a, i64 lda, const T* w, T* c, i64 ldc, i32 n) {
   constexpr int R = block_rows(N);
-  for (i32 k = 0; k < n; k += R) multiply_block<V, R, N>(a + k * lda, lda, w, c + k * ldc, ldc, F);
+  for (i32 k = 0; k < n; k += R) block<V, R, N, false>(a + k * lda, lda, 1, w, N * traits<V>::lanes, c + k * ldc, ldc, F);
 }
 // c[n, G] = a[n, F] w[F, G], w packed; writes whole blocks of rows
 template <class V, int F, int G, class T> static void multiply(const T* a, i64 lda, const T* w, T* c, i64 ldc, i32 n) {
@@ -77,35 +80,10 @@ template <class V, int F, int G, class T> static void multiply(const T* a, i64 l
   }
 }
 
-template <class V, int R, int N, class T>
-INLINE void add_block(const T* a, i64 lda, const T* b, i64 ldb, T* c, i64 ldc, i32 n) {
-  constexpr int L = traits<V>::lanes;
-  V sum[R][N];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) sum[r][v] = ld<V>(c + r * ldc + v * L);
-#pragma GCC unroll 2
-  for (i32 k = 0; k < n; ++k) {
-    V x[N];
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) x[v] = ld<V>(b + k * ldb + v * L);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const V factor = bc<V>(a[k * lda + r]);
-#pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) sum[r][v] = fma(factor, x[v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) st(c + r * ldc + v * L, sum[r][v]);
-}
 template <class V, int F, int N, class T>
 static void add_panel(const T* a, i64 lda, const T* b, i64 ldb, T* c, i64 ldc, i32 n) {
   constexpr int R = block_rows(N);
-  for (i32 f = 0; f < F; f += R) add_block<V, R, N>(a + f, lda, b, ldb, c + f * ldc, ldc, n);
+  for (i32 f = 0; f < F; f += R) block<V, R, N, true>(a + f, 1, lda, b, ldb, c + f * ldc, ldc, n);
 }
 // c[F, G] += a[n, F]^T b[n, G]; c has rows of whole vectors, and whole blocks of rows
 template <class V, int F, int G, class T>

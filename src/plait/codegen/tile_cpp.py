@@ -125,30 +125,22 @@ class TilePrinter(Printer):
         start = "first_row(indptr, num_rows, num_edges, {}, tasks)"
         is_whole = len(self.schedule.passes) < 2 and not self.row_buffers
         end = "task_end" if is_whole else f"chunk_end(indptr, row0, task_end, {CHUNK})"
-        return [
-            "#pragma omp for schedule(dynamic, 1)",
-            "for (i64 task = 0; task < tasks; ++task) {",
-            *indent(self._task_start()),
-            f"  const i64 task_end = {start.format('task + 1')};",
-            f"  for (i64 row0 = {start.format('task')}, row1; row0 < task_end; row0 = row1) {{",
-            f"    row1 = {end};",
-            *indent(indent([*self._chunk_start(), *chunk])),
-            "  }",
-            "}",
-        ]
+        return self._each_task(
+            [
+                f"const i64 task_end = {start.format('task + 1')};",
+                f"for (i64 row0 = {start.format('task')}, row1; row0 < task_end; row0 = row1) {{",
+                f"  row1 = {end};",
+                *indent([*self._chunk_start(), *chunk]),
+                "}",
+            ]
+        )
 
     def _edge_body(self) -> list[str]:
         lines = ["const i64 first = (i64)((__int128)num_edges * task / tasks);"]
         lines += ["const i64 last = (i64)((__int128)num_edges * (task + 1) / tasks);"]
         for number, _ in enumerate(self.schedule.passes):
             lines += self._pass(number)
-        return [
-            "#pragma omp for schedule(dynamic, 1)",
-            "for (i64 task = 0; task < tasks; ++task) {",
-            *indent(self._task_start()),
-            *indent(lines),
-            "}",
-        ]
+        return self._each_task(lines)
 
     def _pass(self, number: int) -> list[str]:
         item = next(item for item in self.schedule.passes if item.level == number)

@@ -89,6 +89,20 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def is_view(node: Node) -> bool:
+    """Whether a call's result has no memory of its own."""
+    if getattr(node.target, "is_view", False):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(item.alias_info is not None for item in schema.returns)
+
+
+def results_of(graph: Graph) -> list[Any]:
+    """What a graph returns, in order."""
+    results: Any = graph.output_node().args[0]
+    return list(results)
+
+
 PRODUCTS = (aten.mm.default, aten.addmm.default)
 
 

@@ -11,7 +11,7 @@ _SAME = (aten.detach.default, aten.alias.default)
 
 def drop_identities(graph: Graph) -> None:
     """Rewrites `graph` in place. What is returned stays a tensor of its own: never an input, nor the same one twice."""
-    output = next(iter(graph.find_nodes(op="output")))
+    output = graph.output_node()
     for node in list(graph.nodes):
         original = _original(node)
         if original is None:

@@ -16,10 +16,10 @@ from torch.fx import Graph, Node
 from plait import operators
 from plait.costs import Costs
 from plait.passes.domains import Domains
-from plait.passes.edit import PRODUCTS, aten, hint, is_call, is_integral, is_tensor, product_parts, value
-from plait.passes.liveness import num_bytes, results_of
+from plait.passes.edit import PRODUCTS, aten, hint, is_call, is_integral, is_tensor, is_view, product_parts, results_of, value
+from plait.passes.liveness import num_bytes
 from plait.passes.recompute import forward_nodes, give_copies
-from plait.passes.structure import structural_nodes
+from plait.passes.structure import is_pure, structural_nodes
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class Keeper:
         self.kept = {
             node
             for node in self.forward
-            if node.op == "call_function" and is_tensor(node) and any(user not in self.forward for user in node.users)
+            if node.op == "call_function"
+            and is_tensor(node)
+            and any(user not in self.forward and user.op != "output" for user in node.users)
         }
-        self.kept -= {node for node in self.kept if node not in self.structure and self._only_returned(node)}
         pinned = self._under_extrema()
         self._free = [
             node
@@ -58,14 +59,10 @@ class Keeper:
             and not is_integral(node)
         ]
 
-    def _only_returned(self, node: Node) -> bool:
-        return all(user in self.forward or user.op == "output" for user in node.users)
-
     def _under_extrema(self) -> set[Node]:
         """A maximum with a gradient and everything it is made of: the gradient compares entries with the result bit by bit, so
         that neither may come from another kernel than before."""
-        extrema = (node for node in self.forward if is_call(node, operators.segment_reduce) and node.args[3] in ("max", "min"))
-        stack = [node for node in extrema if _is_compared(node)]
+        stack = [node for node in self.forward if is_extremum(node) and _is_compared(node)]
         found: set[Node] = set()
         while stack:
             node = stack.pop()
@@ -137,13 +134,18 @@ class Keeper:
             return 0.0  # a part of the propagation it ends in
         return self.costs.stream(2.0 * num_bytes(val))
 
-    def drop(self, names: Collection[str]) -> tuple[str, ...]:
-        """The backward computes these values again; the names of its copies. Edits the graph."""
+    def drop(self, names: Collection[str]) -> None:
+        """The backward computes these values again. Edits the graph."""
         gone = {node for node in self._free if node.name in names}
         again: set[Node] = set()
         for node in gone:
             again |= self._again(node, gone) or set()
-        return give_copies(self.graph, self.forward, lambda node: node in again)
+        give_copies(self.graph, self.forward, lambda node: node in again)
+
+
+def is_extremum(node: Node) -> bool:
+    """Whether a node is a maximum or minimum over rows."""
+    return is_call(node, operators.segment_reduce) and node.args[3] in ("max", "min")
 
 
 def _is_compared(node: Node) -> bool:
@@ -153,7 +155,7 @@ def _is_compared(node: Node) -> bool:
         for user in stack.pop().users:
             if is_call(user, aten.eq.Tensor, aten.eq.Scalar, aten.ne.Tensor, aten.ne.Scalar):
                 return True
-            if user not in seen and (is_call(user, operators.gather) or getattr(user.target, "is_view", False)):
+            if user not in seen and (is_call(user, operators.gather) or is_view(user)):
                 seen.add(user)
                 stack.append(user)
     return False
@@ -163,6 +165,4 @@ def _runs_twice(node: Node) -> bool:
     """Whether a call gives the same again and changes nothing."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
-    if torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable:
-        return False
-    return node.target not in (aten.empty.memory_format, operators.dropout)
+    return is_pure(node) and node.target is not operators.dropout

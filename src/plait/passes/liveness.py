@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from plait.passes.edit import hint, is_tensor, value
+from plait.passes.edit import hint, is_tensor, is_view, results_of, value
 
 Buffer = tuple[Node, int]  # the call that makes it, and which of its results it is
 
@@ -31,13 +31,6 @@ def _extent(size: Any) -> float:
     upper = size.node.shape_env.bound_sympy(size.node.expr).upper  # edges without their self-loops are at most all edges
     largest = float(upper) if upper.is_number else math.inf
     return largest if math.isfinite(largest) else 0.0  # nothing is known of it: it can't be planned with
-
-
-def _is_view(node: Node) -> bool:
-    if getattr(node.target, "is_view", False):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(item.alias_info is not None for item in schema.returns)
 
 
 class Buffers:
@@ -64,7 +57,7 @@ class Buffers:
             assert isinstance(call, Node)
             whole = self._under[call]
             return frozenset(item for item in whole if item == (call, position)) or whole
-        if _is_view(node):
+        if is_view(node):
             return frozenset(item for source in node.all_input_nodes for item in self._under[source])
         val = node.meta.get("val")
         results = val if isinstance(val, list | tuple) else [val]
@@ -78,13 +71,6 @@ class Buffers:
 
     def total(self, buffers: Iterable[Buffer]) -> int:
         return sum(self.size[item] for item in buffers)
-
-
-def results_of(graph: Graph) -> list[Any]:
-    """What a graph returns, in order."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    results: Any = output.args[0]
-    return list(results)
 
 
 def peak(graph: Graph, buffers: Buffers, held: frozenset[Buffer] = frozenset()) -> int:

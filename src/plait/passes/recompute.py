@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from plait.passes.domains import Domains
+from plait.passes.edit import results_of
 
 _TAG, _BACKWARD = "partitioner_tag", "is_backward"  # how AOTAutograd marks nodes of a joint graph
 _FORWARD_ONLY = ("must_be_in_forward", "must_be_in_forward_to_backward")
@@ -68,7 +69,7 @@ def give_copies(graph: Graph, forward: set[Node], wanted: Callable[[Node], bool]
             stack.pop()
         return copies[node]
 
-    output = next(node for node in graph.nodes if node.op == "output")
+    output = graph.output_node()
     for node in list(graph.nodes):
         if node in forward or node is output:
             continue
@@ -80,7 +81,7 @@ def give_copies(graph: Graph, forward: set[Node], wanted: Callable[[Node], bool]
 
 def _separate(graph: Graph, forward: set[Node]) -> None:
     """Everything the forward does not need moves behind it and is tagged as the backward's: torch's partition goes by place."""
-    output = next(node for node in graph.nodes if node.op == "output")
+    output = graph.output_node()
     for node in list(graph.nodes):
         if node.op != "call_function" or node in forward:
             continue
@@ -90,10 +91,7 @@ def _separate(graph: Graph, forward: set[Node]) -> None:
 
 def forward_nodes(graph: Graph, num_forward_outputs: int) -> set[Node]:
     """Everything the forward's outputs need."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    results = output.args[0]
-    assert isinstance(results, list | tuple)
-    stack = [node for node in results[:num_forward_outputs] if isinstance(node, Node)]
+    stack = [node for node in results_of(graph)[:num_forward_outputs] if isinstance(node, Node)]
     stack.extend(node for node in graph.nodes if node.meta.get(_TAG) in _FORWARD_ONLY)
     seen: set[Node] = set()
     while stack:

@@ -36,7 +36,7 @@ def merge_equal(graph: Graph) -> None:
     """One node for equal calls on equal inputs (random draws and writes excepted): two layers share one self-loop handling."""
     seen: dict[object, Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or not _is_pure(node):
+        if node.op != "call_function" or not is_pure(node):
             continue
         key = _key((node.target, node.args, tuple(sorted(node.kwargs.items(), key=lambda item: item[0]))))
         first = seen.setdefault(key, node)
@@ -55,7 +55,8 @@ def _key(item: object) -> object:
     return (type(item).__name__, item) if not isinstance(item, Node) else item
 
 
-def _is_pure(node: Node) -> bool:
+def is_pure(node: Node) -> bool:
+    """Whether a call of an operator gives the same again for the same arguments, and changes nothing."""
     if node.target is operator.getitem or not isinstance(node.target, torch._ops.OpOverload):
         return node.target is operator.getitem
     if node.target._schema.is_mutable or _RANDOM in node.target.tags or node.target is aten.empty.memory_format:
@@ -219,7 +220,7 @@ def _install(
     nodes: list[Node],
     needed: tuple[Node, ...],
 ) -> Structure:
-    output = next(node for node in graph.nodes if node.op == "output")
+    output = graph.output_node()
     with graph.inserting_before(output):
         call = graph.call_function(run, tuple(inputs))
         call.meta["val"] = tuple(value(node) for node in needed)
@@ -239,7 +240,7 @@ def _install(
 
 def _copy_returned(graph: Graph, num_returned: int, private: set[Node]) -> None:
     """What the user gets back is a copy: the structure's own values must never be written to."""
-    output = next(node for node in graph.nodes if node.op == "output")
+    output = graph.output_node()
     results: Any = list(arguments(output)[0])
     for position, item in enumerate(results[:num_returned]):
         if isinstance(item, Node) and item in private and is_tensor(item):
