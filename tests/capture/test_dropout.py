@@ -210,7 +210,7 @@ class ShortFloats(nn.Module):
         return row_sum(nn.functional.dropout(x[src], 0.5), dst, x.shape[0])
 
 
-@pytest.mark.filterwarnings("ignore:plait")  # which says that these dtypes are not compiled
+@pytest.mark.filterwarnings("ignore:plait")  # which says that float16 is not compiled
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_floats_are_dropped_in_the_same_share(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAIT_STRICT", "0")

@@ -114,33 +114,13 @@ class Propagate(nn.Module):
 
 
 @pytest.mark.usefixtures("lenient")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_floats_run_as_they_are_and_say_so(dtype: torch.dtype) -> None:
-    x = INPUTS[0].detach().to(dtype).requires_grad_()
+def test_float16_runs_as_it_is_and_says_so() -> None:
+    x = INPUTS[0].detach().half().requires_grad_()
 
     found = warnings_of(lambda: assert_matches_eager(Propagate(), x, INPUTS[1], compile=compiled, num_steps=2))
 
     assert len(found) == 1
-    assert f"{dtype} is not compiled".removeprefix("torch.") in found[0]
-
-
-@pytest.mark.usefixtures("lenient")
-@pytest.mark.filterwarnings("ignore:plait")
-def test_autocast_runs() -> None:
-    model = CASES["GCNConv"].model()
-
-    def under_autocast(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(*inputs: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return call(*inputs)
-
-        return run
-
-    want = under_autocast(model)(*INPUTS)
-    got = under_autocast(compiled(model))(*INPUTS)
-
-    assert got.dtype == want.dtype
-    assert (got - want).abs().max() < 0.05 * want.abs().max()
+    assert "work on edges in float16 is not compiled; kernels know float32, float64 and bfloat16" in found[0]
 
 
 class Unknown(nn.Module):

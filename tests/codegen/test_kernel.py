@@ -19,7 +19,7 @@ from tests.codegen import layers
 from tests.codegen.build import Draft, Value
 from tests.codegen.cases import CASES, LARGE, Case, assert_matches, inputs
 
-F64, I64, I32, BOOL = torch.float64, torch.int64, torch.int32, torch.bool
+F32, F64, BF16, I64, I32, BOOL = torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.bool
 EXACT = {"maximum", "minimum", "where", "neg", "abs", "floor", "ceil", "round", "trunc", "sign"}
 WIDTHS = (1, 3, 7, 33, 100, 500)
 HEADS = (1, 3, 8)
@@ -78,6 +78,28 @@ def types() -> Program:
     d.out(d.call("logical_not", flag))
     d.out(kind * 3)
     d.out(x.to(F64).exp().inner(0).segment())
+    return d.program()
+
+
+def short(width: int) -> Program:
+    """bfloat16 in tensors of every kind, float32 in between."""
+    d = Draft(f"short_{width}")
+    at, edge, row, dense = (d.load(kind, width, dtype=BF16).to(F32) for kind in ("at", "edge", "row", "dense"))
+    value = (at * dense + row).to(BF16)
+    d.out(value)
+    d.out(value.to(F32).segment().to(BF16))
+    d.out((at * edge).segment())
+    d.out(value.to(F32).segment(Reduce.MAX).to(BF16))
+    d.out((at * row).inner(0).to(BF16))
+    d.out((row * 3.0).to(BF16).to(F32).total())
+    d.out(d.length(I64).to(BF16))
+    d.out(at.to(F64).to(BF16))
+    return d.program()
+
+
+def rounding(width: int) -> Program:
+    d = Draft(f"rounding_{width}", ordered=False, maps=())
+    d.out(d.load("edge", width).to(BF16))
     return d.program()
 
 
@@ -159,14 +181,24 @@ OTHERS = [
     *(matvec(n) for n in (2, 9, 40)),
     *(unordered(w) for w in (1, 3, 64)),
     *(layers.edge_dropout(w) for w in (1, 5, 33, 500)),
+    *(short(w) for w in (1, 3, 33, 300)),
     types(),
     empty(),
     constant_outputs(),
 ]
+ROUNDINGS = [rounding(1), rounding(37)]
 BITS = [two_forms(), *(functions(fn) for fn in FORMS)]
 POINTS = [pointwise(torch.float32, 17), pointwise(F64, 5)]
-ALL = [*GAT, *LAYERS, *OTHERS, *BITS, *POINTS]
-SHORT = [layers.gat_forward(3, 7), layers.gatv2_forward(4, 32), reductions(33), layers.edge_dropout(5), views(3), two_forms()]
+ALL = [*GAT, *LAYERS, *OTHERS, *BITS, *POINTS, *ROUNDINGS]
+SHORT = [
+    layers.gat_forward(3, 7),
+    layers.gatv2_forward(4, 32),
+    reductions(33),
+    layers.edge_dropout(5),
+    views(3),
+    two_forms(),
+    short(33),
+]
 
 
 @functools.cache
@@ -207,6 +239,31 @@ def test_pointwise_functions_give_torchs_numbers(name: str) -> None:
         rtol = 0.0 if exact else 1e-14 if a.dtype is F64 else 4e-7
         atol = 0.0 if exact else 1.2e-38  # results below the normal range may be 0
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True, msg=lambda text: f"{output.name}: {text}")  # noqa: B023
+
+
+@pytest.mark.parametrize("name", names(ROUNDINGS))
+def test_bfloat16_is_rounded_as_torch_rounds(name: str) -> None:
+    """Halfway cases and their neighbours, infinities, numbers below the normal range, what becomes infinite, NaN."""
+    upper = torch.tensor([0x0000, 0x0001, 0x0080, 0x3F80, 0x3F81, 0x7F7F, 0x7F80, 0x7FC0, 0x4049]) << 16
+    bits = (upper[:, None] + torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])).flatten()
+    bits = torch.cat([bits, bits | 1 << 31, torch.randint(1 << 32, (1000,))])
+    kernel, count = kernels()[name], len(bits)
+    x = bits.to(I32).view(F32).view(-1, 1).expand(-1, *kernel.program.inputs[0].shape).contiguous()
+    (got,) = kernel([x], graph.natural(count, []), 0, count)
+
+    want = x.to(BF16)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.view(torch.int16)[~want.isnan()], want.view(torch.int16)[~want.isnan()])
+
+
+def test_arithmetic_in_bfloat16_is_refused() -> None:
+    d = Draft("sum_of_short", ordered=False, maps=())
+    x = d.load("edge", 3, dtype=BF16)
+    d.out(x + x)
+    with pytest.raises(
+        UnsupportedError, match=r"sum_of_short: .*add.* in bfloat16 is not compiled: kernels compute in float32"
+    ):
+        compile_programs([d.program()])
 
 
 @pytest.mark.parametrize("length", [16, 32])

@@ -28,7 +28,6 @@ from plait.passes.edit import Editor, aten, inner_sizes, is_integral, is_tensor,
 from plait.passes.fuse import Region, find_edge_regions, find_row_regions, is_tileable
 from plait.passes.structure import own_maps, split_structure
 
-_NARROW_FLOATS = (torch.bfloat16, torch.float16)
 # numbers per row: kernels unroll a row's columns, and the C++ compiler needs minutes and gigabytes for twelve thousand of them
 _MAX_COLUMNS = 4096
 EVERY_OUTPUT = 1 << 30  # as a number of outputs
@@ -163,13 +162,14 @@ def _install(graph: Graph, region: Region, lowered: Lowered, launch: Callable[..
     num_edges = _num_edges(edit, region, lowered, tensors)
     with graph.inserting_before(anchor):
         call = graph.call_function(launch, (num_edges, num_rows, region.rows, tuple(lowered.maps), sizes, tensors))
-        call.meta["val"] = [value(node) for node in lowered.results]
+        dtypes = [output.value.type.dtype for output in lowered.program.outputs]
+        call.meta["val"] = [value(node).to(dtype) for node, dtype in zip(lowered.results, dtypes, strict=True)]
         for position, node in enumerate(lowered.results):
             with graph.inserting_before(anchor):
                 item = graph.call_function(operator.getitem, (call, position))
-            item.meta = dict(node.meta)
+            item.meta = {**node.meta, "val": call.meta["val"][position]}
             if node in region.totals:
-                item = _reshaped(edit, item, node)
+                item = _as_total(edit, item, node)
             node.replace_all_uses_with(item, delete_user_cb=lambda user, item=item: user is not item)  # type: ignore[misc]
             replaced[node] = item
 
@@ -184,10 +184,13 @@ def _wraps(region: Region) -> bool:
     )
 
 
-def _reshaped(edit: Editor, item: Node, node: Node) -> Node:
+def _as_total(edit: Editor, item: Node, node: Node) -> Node:
+    """A total in the shape and dtype of `node`: programs leave out axes of size 1, and sum bfloat16 up in float32."""
     val = value(node)
     with edit.graph.inserting_before(edit.anchor):
         result = edit.graph.call_function(aten.view.default, (item, list(val.shape)))
+        if value(item).dtype is not val.dtype:
+            result = edit.graph.call_function(aten._to_copy.default, (result,), {"dtype": val.dtype})
     result.meta = dict(node.meta)
     return result
 
@@ -240,9 +243,8 @@ def _note_leftovers(graph: Graph, edge_work: set[Node], direction: str, record: 
         if node.name in record.left and not is_integral(node):
             record.note(f"{direction}: {record.left[node.name]}")
         if node in edge_work:
-            if is_tensor(node) and value(node).dtype in _NARROW_FLOATS:
-                name = str(value(node).dtype).removeprefix("torch.")
-                record.fall_back("fuse", f"work on edges in {name} is not compiled; kernels know float32 and float64")
+            if is_tensor(node) and value(node).dtype is torch.float16:
+                record.fall_back("fuse", "work on edges in float16 is not compiled; kernels know float32, float64 and bfloat16")
             counts[str(node.target)] = counts.get(str(node.target), 0) + 1
     for name, count in sorted(counts.items()):
         record.note(f"{direction}: {name} on edges runs unfused ({count}x)")

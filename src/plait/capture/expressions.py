@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -21,11 +22,21 @@ def _converted(number: float | int | bool, dtype: torch.dtype) -> float | int | 
     return int(number)
 
 
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What values of a dtype are computed in: bfloat16, which only tensors are in, is float32 in between."""
+    return torch.float32 if dtype is torch.bfloat16 else dtype
+
+
+# exact functions of numbers that bfloat16 holds give such numbers
+_SELECTING = frozenset(["neg", "abs", "sign", "maximum", "minimum", "where"])
+
+
 @dataclass
 class Expressions:
     """Makes IR nodes; types are inferred here and nowhere else."""
 
     builder: Builder = field(default_factory=Builder, kw_only=True)
+    _short: set[Node] = field(default_factory=set, kw_only=True)  # float32 values that bfloat16 holds
 
     def const(self, number: float | int | bool, dtype: torch.dtype) -> Node:
         """A number that `dtype` can hold; UnsupportedError for one half in an int tensor, which torch would promote."""
@@ -45,6 +56,32 @@ class Expressions:
         if isinstance(x.op, ops.Const):
             return self.const(_converted(x.op.value, dtype), dtype)
         return self.builder.node(ops.Cast(), (x,), Type(x.type.space, x.type.shape, dtype))
+
+    def rounded(self, x: Node) -> Node:
+        """A float32 value as bfloat16 holds it."""
+        result = x if self._is_short(x) else self.cast(self.cast(x, torch.bfloat16), torch.float32)
+        self._short.add(result)
+        return result
+
+    def _is_short(self, x: Node) -> bool:
+        """Whether bfloat16 is known to hold a float32 value: rounding it again would change nothing."""
+        if x in self._short:
+            return True
+        match x.op:
+            case ops.Cast():
+                return x.inputs[0].type.dtype in (torch.bfloat16, torch.bool)
+            case ops.Const(number):
+                return torch.tensor(float(number), dtype=torch.bfloat16).item() == number
+            case ops.Reshape() | ops.Expand() | ops.Permute() | ops.Slice() | ops.Cat():
+                return all(map(self._is_short, x.inputs))
+            case ops.Pointwise(fn):
+                return fn in _SELECTING and all(map(self._is_short, x.inputs[1:] if fn == "where" else x.inputs))
+            case ops.SegmentReduce(reduce, init):
+                of_them = reduce in (ops.Reduce.MAX, ops.Reduce.MIN) and init in (0.0, math.inf, -math.inf)
+                return of_them and self._is_short(x.inputs[0])
+            case ops.InnerReduce(reduce):
+                return reduce in (ops.Reduce.MAX, ops.Reduce.MIN) and self._is_short(x.inputs[0])
+        return False
 
     def reshape(self, x: Node, shape: tuple[int, ...]) -> Node:
         if x.type.shape == shape:

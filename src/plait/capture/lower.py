@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from plait import operators
-from plait.capture.expressions import Expressions
+from plait.capture.expressions import Expressions, computing_dtype
 from plait.capture.lower_ops import LOWERINGS
 from plait.errors import UnsupportedError
 from plait.ir import ops
@@ -24,7 +24,7 @@ from plait.passes.domains import Domains
 from plait.passes.edit import argument, arguments, aten, inner_sizes, is_call, static, total_product_of, value
 from plait.passes.fuse import Region
 
-DTYPES = (torch.float32, torch.float64, torch.bool, torch.int64, torch.int32)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.bool, torch.int64, torch.int32)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Lowering(Expressions):
     region: Region
     domains: Domains
     values: dict[fx.Node, Node] = field(default_factory=dict)
+    unrounded: dict[fx.Node, Node] = field(default_factory=dict)  # of bfloat16 values: what sums add up
     inputs: dict[tuple[fx.Node, str, int | None], Input] = field(default_factory=dict)
     maps: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
@@ -100,7 +101,7 @@ class Lowering(Expressions):
             op = ops.LoadEdge(slot)
         else:
             op = ops.LoadRow(slot) if access == "row" else ops.LoadDense(slot)
-        return self.builder.node(op, (), Type(space, shape, val.dtype))
+        return self.cast(self.builder.node(op, (), Type(space, shape, val.dtype)), computing_dtype(val.dtype))
 
     # --- operators that meet a map ----------------------------------------------------------------------------------
 
@@ -115,8 +116,8 @@ class Lowering(Expressions):
 
     def segment_reduce(self, node: fx.Node) -> Node:
         values, _, _, name = arguments(node)[:4]
-        item = self.values[values] if values in self.values else self._leaf(values, value(values).dim() - 1)
         reduce = ops.Reduce(name)
+        item = self._summand(values) if reduce is ops.Reduce.SUM else self._argument(values)
         init = float(argument(node, 4, "init", 0.0))
         include = bool(argument(node, 5, "include_init", False))
         if item.type.space is not Space.EDGE:
@@ -124,6 +125,13 @@ class Lowering(Expressions):
         return self.builder.node(
             ops.SegmentReduce(reduce, init, include), (item,), Type(Space.ROW, item.type.shape, item.type.dtype)
         )
+
+    def _argument(self, node: fx.Node) -> Node:
+        return self.values[node] if node in self.values else self._leaf(node, value(node).dim() - 1)
+
+    def _summand(self, node: fx.Node) -> Node:
+        """What a sum adds up: in float32, and rounded once behind it."""
+        return self.unrounded[node] if node in self.unrounded else self._argument(node)
 
     def uniform(self, node: fx.Node) -> Node:
         seed = node.args[0]
@@ -139,7 +147,7 @@ class Lowering(Expressions):
         """sum over axis 0 (and perhaps others) = inner reduction, then the sum over all edges; kept axes are the caller's."""
         x, axes = arguments(node)[:2]
         dim = value(x).dim()
-        item = self.values[x] if x in self.values else self._leaf(x, dim - 1)
+        item = self._summand(x)
         inner = tuple(axis % dim - 1 for axis in axes if axis % dim != 0)
         if inner:
             item = self.inner_reduce(item, ops.Reduce.SUM, inner)
@@ -151,7 +159,7 @@ class Lowering(Expressions):
         """mm(t(a), b) of two values of edges: the sum over all of them."""
         factors = total_product_of(node)
         assert factors is not None
-        a, b = (self.values[item] if item in self.values else self._leaf(item, 1) for item in factors)
+        a, b = map(self._argument, factors)
         if Space.DENSE in (a.type.space, b.type.space):
             raise UnsupportedError("a product over all edges of what looks like a weight")
         return self.builder.node(
@@ -159,6 +167,14 @@ class Lowering(Expressions):
         )
 
     def lower(self, node: fx.Node) -> Node:
+        """The value of a node; a bfloat16 one is computed in float32 and rounded, as PyTorch does behind every operator."""
+        result = self._lowered(node)
+        if value(node).dtype is not torch.bfloat16 or node in self.region.totals:
+            return result
+        self.unrounded[node] = result
+        return self.rounded(result)
+
+    def _lowered(self, node: fx.Node) -> Node:
         if node.target is operators.gather:
             return self.gather(node)
         if node.target is operators.segment_reduce:
@@ -171,7 +187,7 @@ class Lowering(Expressions):
             return self.total_product(node)
         result = LOWERINGS[node.target](self, node)
         expected = value(node)
-        if result.type.shape != inner_shape(expected) or result.type.dtype != expected.dtype:
+        if result.type.shape != inner_shape(expected) or result.type.dtype != computing_dtype(expected.dtype):
             raise UnsupportedError(
                 f"{node.target}: lowered to {result.type}, expected {tuple(expected.shape)} {expected.dtype}"
             )
@@ -195,6 +211,8 @@ def lower(region: Region, domains: Domains, name: str) -> Lowered:
         if result.type.space is Space.DENSE and node not in region.totals:
             # where there is one edge, statically: its values look like weights
             raise UnsupportedError(f"{node.name} is made of values of one row, which nothing tells from weights")
+        if node not in region.totals:
+            result = state.cast(result, value(node).dtype)
         outputs.append(Output(_identifier(node.name), result))
     return _pruned(state, tuple(outputs), name)
 

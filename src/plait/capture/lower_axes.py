@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from plait.capture.expressions import computing_dtype
 from plait.errors import UnsupportedError
 from plait.ir import ops
 from plait.ir.program import Node, Type, join_spaces
@@ -22,6 +23,11 @@ Lower = Callable[["Lowering", fx.Node], Node]
 
 def rank_of(node: fx.Node) -> int:
     return int(value(node).dim()) - 1
+
+
+def dtype_of(node: fx.Node) -> torch.dtype:
+    """What a node is computed in."""
+    return computing_dtype(value(node).dtype)
 
 
 def inner_of(node: fx.Node) -> tuple[int, ...]:
@@ -60,7 +66,7 @@ def _expand(state: Lowering, node: fx.Node) -> Node:
 
 
 def _same(state: Lowering, node: fx.Node) -> Node:
-    return state.cast(source(state, node), value(node).dtype)
+    return state.cast(source(state, node), dtype_of(node))
 
 
 def _permute(state: Lowering, node: fx.Node) -> Node:
@@ -114,7 +120,7 @@ def _joined(what: str, *, new_axis: bool) -> Lower:
 
     def lower(state: Lowering, node: fx.Node) -> Node:
         parts: Any = node.args[0]
-        rank, shape, dtype = rank_of(node), inner_of(node), value(node).dtype
+        rank, shape, dtype = rank_of(node), inner_of(node), dtype_of(node)
         axis = int(argument(node, 1, "dim", 0)) % (rank + 1) - 1
         if axis < 0:
             raise UnsupportedError(f"a {what} of rows")
@@ -184,14 +190,14 @@ def _vector_norm(state: Lowering, node: fx.Node) -> Node:
     axes: Any = argument(node, 2, "dim")
     if order != 2 or not axes:
         raise UnsupportedError(f"a norm of order {order} over {axes}")
-    x = state.cast(source(state, node), value(node).dtype)
+    x = state.cast(source(state, node), dtype_of(node))
     inner = tuple(_axis(node, axis) for axis in axes)
     total = state.inner_reduce(state.pointwise("mul", x, x), ops.Reduce.SUM, inner)
     return state.reshape(state.pointwise("sqrt", total), inner_of(node))
 
 
 def _cross(state: Lowering, node: fx.Node) -> Node:
-    shape, dtype = inner_of(node), value(node).dtype
+    shape, dtype = inner_of(node), dtype_of(node)
     a, b = (state.broadcast(item, shape) for item in operands(state, node, list(node.args[:2]), dtype))
     axis = _axis(node, node.kwargs.get("dim", -1))
 
@@ -214,13 +220,13 @@ def _over_axis(state: Lowering, x: Node, axis: int, reduce: ops.Reduce) -> Node:
 
 
 def _softmax(state: Lowering, node: fx.Node) -> Node:
-    x, axis = state.cast(source(state, node), value(node).dtype), _axis(node, node.args[1])
+    x, axis = state.cast(source(state, node), dtype_of(node)), _axis(node, node.args[1])
     weight = state.pointwise("exp", state.pointwise("sub", x, _over_axis(state, x, axis, ops.Reduce.MAX)))
     return state.pointwise("div", weight, _over_axis(state, weight, axis, ops.Reduce.SUM))
 
 
 def _log_softmax(state: Lowering, node: fx.Node) -> Node:
-    x, axis = state.cast(source(state, node), value(node).dtype), _axis(node, node.args[1])
+    x, axis = state.cast(source(state, node), dtype_of(node)), _axis(node, node.args[1])
     x = state.pointwise("sub", x, _over_axis(state, x, axis, ops.Reduce.MAX))
     total = _over_axis(state, state.pointwise("exp", x), axis, ops.Reduce.SUM)
     return state.pointwise("sub", x, state.pointwise("log", total))
@@ -228,7 +234,7 @@ def _log_softmax(state: Lowering, node: fx.Node) -> Node:
 
 def _softmax_backward(*, log: bool) -> Lower:
     def lower(state: Lowering, node: fx.Node) -> Node:
-        dtype = value(node).dtype
+        dtype = dtype_of(node)
         grad, result = operands(state, node, list(node.args[:2]), dtype)
         axis = _axis(node, node.args[2])
         if log:
@@ -243,7 +249,7 @@ def _softmax_backward(*, log: bool) -> Lower:
 
 def _inner_reduction(reduce: ops.Reduce, *, mean: bool = False) -> Lower:
     def lower(state: Lowering, node: fx.Node) -> Node:
-        x = state.cast(source(state, node), value(node).dtype)
+        x = state.cast(source(state, node), dtype_of(node))
         given: Any = argument(node, 1, "dim", ())
         axes = given if isinstance(given, list | tuple) else [given]
         inner = tuple(_axis(node, axis) for axis in axes)

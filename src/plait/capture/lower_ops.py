@@ -13,7 +13,8 @@ import torch
 from torch import fx
 
 from plait.capture import activations
-from plait.capture.lower_axes import AXES, Lower, inner_of, operands, rank_of, source
+from plait.capture.expressions import computing_dtype
+from plait.capture.lower_axes import AXES, Lower, dtype_of, inner_of, operands, rank_of, source
 from plait.errors import UnsupportedError
 from plait.ir import ops
 from plait.ir.program import Node, Space, Type
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def _arithmetic(fn: str) -> Lower:
     def lower(state: Lowering, node: fx.Node) -> Node:
-        dtype = value(node).dtype
+        dtype = dtype_of(node)
         a, b = operands(state, node, list(node.args[:2]), dtype)
         alpha = argument(node, 2, "alpha", 1)
         if fn in ("add", "sub") and alpha != 1:
@@ -45,7 +46,7 @@ def _arithmetic(fn: str) -> Lower:
 
 
 def _rsub(state: Lowering, node: fx.Node) -> Node:
-    dtype = value(node).dtype
+    dtype = dtype_of(node)
     a, b = operands(state, node, list(node.args[:2]), dtype)
     alpha = argument(node, 2, "alpha", 1)
     return state.pointwise("sub", b, state.pointwise("mul", a, state.const(alpha, dtype)) if alpha != 1 else a)
@@ -53,7 +54,7 @@ def _rsub(state: Lowering, node: fx.Node) -> Node:
 
 def _unary(fn: str) -> Lower:
     def lower(state: Lowering, node: fx.Node) -> Node:
-        (x,) = operands(state, node, [node.args[0]], value(node).dtype)
+        (x,) = operands(state, node, [node.args[0]], dtype_of(node))
         return state.pointwise(fn, x)
 
     return lower
@@ -70,7 +71,7 @@ def _compare(fn: str) -> Lower:
             dtype = torch.promote_types(dtype, item.dtype)
         if dtype == torch.bool and fn not in ("eq", "ne"):
             raise UnsupportedError(f"{fn} of bools")
-        a, b = operands(state, node, given, dtype)
+        a, b = operands(state, node, given, computing_dtype(dtype))
         return state.broadcast(state.pointwise(fn, a, b), inner_of(node))
 
     return lower
@@ -78,7 +79,7 @@ def _compare(fn: str) -> Lower:
 
 def _logical(fn: str) -> Lower:
     def lower(state: Lowering, node: fx.Node) -> Node:
-        if value(node).dtype != torch.bool:
+        if dtype_of(node) != torch.bool:
             raise UnsupportedError("bitwise functions of integers")
         given = [state.operand(item, rank_of(node), torch.bool) for item in node.args]
         if any(item.type.dtype != torch.bool for item in given):
@@ -97,19 +98,19 @@ def _isnan(state: Lowering, node: fx.Node) -> Node:
 
 def _where(state: Lowering, node: fx.Node) -> Node:
     condition = state.operand(node.args[0], rank_of(node), torch.bool)
-    a, b = operands(state, node, list(node.args[1:3]), value(node).dtype)
+    a, b = operands(state, node, list(node.args[1:3]), dtype_of(node))
     return state.broadcast(state.pointwise("where", condition, a, b), inner_of(node))
 
 
 def _masked_fill(state: Lowering, node: fx.Node) -> Node:
     x, mask, fill = node.args
-    dtype = value(node).dtype
+    dtype = dtype_of(node)
     a, b = operands(state, node, [fill, x], dtype)
     return state.broadcast(state.pointwise("where", state.operand(mask, rank_of(node), torch.bool), a, b), inner_of(node))
 
 
 def _power(state: Lowering, node: fx.Node) -> Node:
-    dtype = value(node).dtype
+    dtype = dtype_of(node)
     exponent = node.args[1]
     (x,) = operands(state, node, [node.args[0]], dtype)
     if not dtype.is_floating_point:
@@ -132,7 +133,7 @@ def _power(state: Lowering, node: fx.Node) -> Node:
 
 def _clamp(state: Lowering, node: fx.Node) -> Node:
     low, high = argument(node, 1, "min"), argument(node, 2, "max")
-    dtype = value(node).dtype
+    dtype = dtype_of(node)
     (x,) = operands(state, node, [node.args[0]], dtype)
     if low is not None:
         x = state.pointwise("maximum", x, *operands(state, node, [low], dtype))
@@ -142,7 +143,7 @@ def _clamp(state: Lowering, node: fx.Node) -> Node:
 
 
 def _clamp_max(state: Lowering, node: fx.Node) -> Node:
-    x, high = operands(state, node, list(node.args[:2]), value(node).dtype)
+    x, high = operands(state, node, list(node.args[:2]), dtype_of(node))
     return state.broadcast(state.pointwise("minimum", x, high), inner_of(node))
 
 
@@ -150,7 +151,7 @@ def _activation(formula: Callable[..., Node], num_tensors: int = 1) -> Lower:
     """A function of `num_tensors` tensors; further arguments are numbers and reach `formula` as they stand."""
 
     def lower(state: Lowering, node: fx.Node) -> Node:
-        dtype = value(node).dtype
+        dtype = dtype_of(node)
         tensors = operands(state, node, list(node.args[:num_tensors]), dtype)
         result = formula(state, *tensors, *node.args[num_tensors:], **node.kwargs)
         return state.broadcast(result, inner_of(node))
@@ -161,7 +162,7 @@ def _activation(formula: Callable[..., Node], num_tensors: int = 1) -> Lower:
 def _elu_backward(state: Lowering, node: fx.Node) -> Node:
     """Its second tensor is its last argument, behind the numbers."""
     given: Any = node.args
-    grad, x = operands(state, node, [given[0], given[5]], value(node).dtype)
+    grad, x = operands(state, node, [given[0], given[5]], dtype_of(node))
     return state.broadcast(activations.elu_backward(state, grad, x, *given[1:5]), inner_of(node))
 
 
@@ -174,7 +175,7 @@ def _product(state: Lowering, node: fx.Node) -> Node:
     if parts is None:
         raise UnsupportedError("a product with alpha or beta")
     bias, rows, weight = parts
-    dtype = value(node).dtype
+    dtype = dtype_of(node)
     x, w = state.operand(rows, 1), state.operand(weight, 2)
     if x.type.space is Space.DENSE or w.type.space is not Space.DENSE:
         raise UnsupportedError("a product of other values than those of an edge and a weight")
@@ -188,7 +189,7 @@ def _full(state: Lowering, node: fx.Node) -> Node:
     fill: Any = node.args[1]
     if not isinstance(fill, int | float | bool):
         raise UnsupportedError("a fill with a number that is not static")
-    return state.broadcast(state.const(fill, value(node).dtype), inner_of(node))
+    return state.broadcast(state.const(fill, dtype_of(node)), inner_of(node))
 
 
 LOWERINGS: dict[Any, Lower] = {

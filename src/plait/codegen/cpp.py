@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-
 from plait.codegen import expr
 from plait.codegen.edges import STRAIGHT, PassPrinter
 from plait.codegen.loops import indent, mark, roll
@@ -65,7 +63,7 @@ class Printer:
 
     def _place_leaves(self) -> None:
         for node in self.nodes:
-            scalar = "u8" if is_bool(node) else expr.scalar_name(node.type.dtype)
+            scalar = expr.tensor_name(node.type.dtype)
             match node.op:
                 case LoadRow(slot):
                     self.places[node] = Place("flat", f"{self.tensors[slot]}_row", scalar)
@@ -86,7 +84,7 @@ class Printer:
             if node.type.space is Space.EDGE:
                 continue
             pointer = f"{out}_row" if node.type.space is Space.ROW else out
-            place = Place("flat", pointer, "u8" if is_bool(node) else expr.scalar_name(node.type.dtype))
+            place = Place("flat", pointer, expr.tensor_name(node.type.dtype))
             if node in stored and node not in self.places:
                 self.places[node] = place
             else:
@@ -145,9 +143,8 @@ class Printer:
 
     def edge_outputs(self, node: Node) -> list[tuple[str, str]]:
         """The EDGE outputs that are `node`: pointer and scalar type in memory."""
-        scalar = _memory(expr.scalar_name(node.type.dtype), is_bool(node))
         pairs = zip(self.program.outputs, self.outs, strict=True)
-        return [(out, "u8" if scalar == "uint8_t" else scalar) for output, out in pairs if output.value is node]
+        return [(out, expr.tensor_name(node.type.dtype)) for output, out in pairs if output.value is node]
 
     # --- the function ------------------------------------------------------------------------------------------------
 
@@ -180,12 +177,11 @@ class Printer:
         lines = []
         for slot, (item, tensor) in enumerate(zip(self.program.inputs, self.tensors, strict=True)):
             if slot in used:
-                kind = _memory(expr.scalar_name(item.dtype), item.dtype is torch.bool)
+                kind = expr.tensor_name(item.dtype)
                 lines.append(f"const {kind}* __restrict const {tensor} = (const {kind}*)args[{slot}];")
         count = len(self.tensors)
         for number, (output, out) in enumerate(zip(self.program.outputs, self.outs, strict=True)):
-            dtype = output.value.type.dtype
-            kind = _memory(expr.scalar_name(dtype), dtype is torch.bool)
+            kind = expr.tensor_name(output.value.type.dtype)
             lines.append(f"{kind}* __restrict const {out} = ({kind}*)args[{count + number}];")
         count += len(self.outs)
         if self.program.ordered:
@@ -269,11 +265,11 @@ class Printer:
         for node in self.nodes:
             if isinstance(node.op, LoadRow):
                 tensor, item = self.tensors[node.op.slot], self.program.inputs[node.op.slot]
-                kind = _memory(expr.scalar_name(item.dtype), item.dtype is torch.bool)
+                kind = expr.tensor_name(item.dtype)
                 row.append(f"const {kind}* const {tensor}_row = {tensor} + row * {node.type.numel};")
         for output, out in zip(self.program.outputs, self.outs, strict=True):
             if output.value.type.space is Space.ROW:
-                kind = _memory(expr.scalar_name(output.value.type.dtype), is_bool(output.value))
+                kind = expr.tensor_name(output.value.type.dtype)
                 row.append(f"{kind}* const {out}_row = {out} + row * {output.value.type.numel};")
         last = max(self.levels.values(), default=0)
         passes = {item.level: item for item in self.schedule.passes}
@@ -415,13 +411,4 @@ def _skip_mask(lanes: int, skipped: int) -> str:
 
 
 def _store_vector(place: Place, offset: str, vector: str) -> str:
-    return f"{'st_bool' if place.scalar == 'u8' else 'st'}({place.pointer} + {offset}, {vector});"
-
-
-def is_bool(node: Node) -> bool:
-    """Whether a value is a bool: a byte in tensors, a mask of lanes elsewhere."""
-    return node.type.dtype is torch.bool
-
-
-def _memory(scalar: str, is_byte: bool) -> str:
-    return "uint8_t" if is_byte else scalar
+    return f"{expr.access('st', place.scalar)}({place.pointer} + {offset}, {vector});"

@@ -182,8 +182,9 @@ class PassPrinter:
         for out, scalar in self.printer.edge_outputs(sink.node):
             for element in range(numel):
                 vector = self.narrow.narrow(sink.value, element)
-                call = "scatter_bool" if scalar == "u8" else "scatter"
-                self.narrow.lines.append(f"{call}({out} + {element}, {position}, {numel}, {vector}, n);")
+                self.narrow.lines.append(
+                    f"{expr.access('scatter', scalar)}({out} + {element}, {position}, {numel}, {vector}, n);"
+                )
 
     # --- wide stages -------------------------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ class PassPrinter:
         if place is None:
             row = f"{values.edge_position()} * {numel} + {mark(lanes[0])}"
             outs = self.printer.edge_outputs(sink.node)
-            return [f"{'st_bool' if scalar == 'u8' else 'st'}({out} + {row}, {vector});" for out, scalar in outs]
+            return [f"{expr.access('st', scalar)}({out} + {row}, {vector});" for out, scalar in outs]
         if place.kind == "edges":
             return [f"st({place.pointer} + k * {numel} + {mark(lanes[0])}, {vector});"]
         size = self.schedule.block

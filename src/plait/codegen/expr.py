@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from plait.codegen.target import SCALARS
+from plait.codegen.target import IN_TENSORS, SCALARS
 from plait.errors import UnsupportedError
 
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -61,6 +61,20 @@ def scalar_name(dtype: torch.dtype) -> str:
     return SCALARS[dtype]
 
 
+def tensor_name(dtype: torch.dtype) -> str:
+    """The C++ type of a dtype in tensors."""
+    return IN_TENSORS.get(dtype) or scalar_name(dtype)
+
+
+def access(name: str, scalar: str) -> str:
+    """The function that reads or writes numbers of a C++ type: `name`, or its form for what vectors hold as something else.
+
+    >>> access("ld", "f32"), access("st", "bf16")
+    ('ld', 'st_bf16')
+    """
+    return f"{name}_{scalar}" if scalar in IN_TENSORS.values() else name
+
+
 def pointwise(fn: str, dtype: torch.dtype, vector: str, arguments: list[str]) -> str:
     """The text of `fn` applied to vectors of `dtype` (the dtype of the last argument)."""
     if dtype is torch.bool and fn not in BOOLEAN:
@@ -78,6 +92,10 @@ def cast(to: torch.dtype, source: torch.dtype, vector: str, argument: str) -> st
         return f"from_bool<{vector}>({argument})"
     if to is torch.bool:
         return f"to_bool({argument} != 0)"
+    if to is torch.bfloat16:
+        return f"round_bf16({argument if source is torch.float32 else f'convert<{vector}>({argument})'})"
+    if SCALARS[to] == SCALARS[source]:
+        return argument
     return f"convert<{vector}>({argument})"
 
 

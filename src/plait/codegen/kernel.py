@@ -21,6 +21,7 @@ from plait.codegen.target import Target, native_target
 from plait.codegen.tile_cpp import print_tiles
 from plait.codegen.tiles import has_products, schedule_tiles
 from plait.errors import ShapeError, UnsupportedError
+from plait.ir.ops import LOADS, Cast
 from plait.ir.program import Program, Space
 from plait.native import library
 
@@ -34,7 +35,7 @@ _Variant = tuple[torch.dtype, torch.dtype]  # of the index maps, of the edge pos
 @functools.cache
 def prelude(*, with_products: bool = False) -> str:
     """The vectors and functions every source starts with."""
-    names = ("prelude.h", "products.h") if with_products else ("prelude.h",)
+    names = ("vectors.h", "functions.h", *(["products.h"] if with_products else []))
     return "\n".join((pathlib.Path(__file__).parent / name).read_text() for name in names)
 
 
@@ -58,6 +59,11 @@ def compile_programs(programs: Sequence[Program], *, target: Target | None = Non
 
 def generate(program: Program, target: Target, symbol: str) -> tuple[Schedule, str]:
     """How a program runs, and the C++ function `symbol` that does it."""
+    for node in program.nodes():
+        if node.type.dtype is torch.bfloat16 and not isinstance(node.op, (*LOADS, Cast)):
+            raise UnsupportedError(
+                f"{program.name}: {node.op} in bfloat16 is not compiled: kernels compute in float32 and round"
+            )
     try:
         reduced = rebuild(factor(rebuild(program)))
         if has_products(reduced):

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from plait.codegen.target import Target
+from plait.codegen.target import Target, lane_bytes
 from plait.codegen.views import VIEWS, reduced_run
 from plait.errors import UnsupportedError
 from plait.ir.ops import (
@@ -134,7 +132,7 @@ class Scheduler:
                 self.demand_dense(node)
         row = tuple(node for node in self.nodes if node in self.stored_coarse and node.type.space is Space.ROW)
         dense = tuple(node for node in self.nodes if node in self.stored_coarse and node.type.space is Space.DENSE)
-        size = max((_width(node.type.dtype) for node in self.nodes if node.type.space is Space.EDGE), default=4)
+        size = max((lane_bytes(node.type.dtype) for node in self.nodes if node.type.space is Space.EDGE), default=4)
         block = self.target.vector_bytes // size
         return Schedule(self.target, block, passes, row, dense, self.narrow, self.names, self.reasons(passes, block))
 
@@ -348,10 +346,6 @@ def _is_costly(node: Node) -> bool:
     if isinstance(node.op, Pointwise):
         return node.op.fn in COSTLY
     return isinstance(node.op, Uniform | InnerReduce)
-
-
-def _width(dtype: torch.dtype) -> int:
-    return 4 if dtype is torch.bool else dtype.itemsize
 
 
 def after_total(nodes: list[Node]) -> set[Node]:

@@ -10,8 +10,17 @@ import torch
 
 from plait.native.compiler import simd_bytes
 
-# name of the C++ scalar type that computes a dtype; a bool is a mask of i32 lanes
-SCALARS = {torch.float32: "f32", torch.float64: "f64", torch.int32: "i32", torch.int64: "i64", torch.bool: "i32"}
+# name of the C++ scalar type that computes a dtype; a bool is a mask of i32 lanes, a bfloat16 an f32 that it can hold
+SCALARS = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.bool: "i32",
+    torch.bfloat16: "f32",
+}
+# and of the one in tensors, where that is another
+IN_TENSORS = {torch.bool: "u8", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,12 @@ class Target:
         >>> Target(64).lanes(torch.float64)
         8
         """
-        return self.vector_bytes // (4 if dtype is torch.bool else dtype.itemsize)
+        return self.vector_bytes // lane_bytes(dtype)
+
+
+def lane_bytes(dtype: torch.dtype) -> int:
+    """Bytes of a number in a vector."""
+    return 4 if dtype in IN_TENSORS else dtype.itemsize
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from plait.codegen import expr
-from plait.codegen.cpp import Printer, is_bool
+from plait.codegen.cpp import Printer
 from plait.codegen.loops import indent
 from plait.codegen.schedule import Schedule
 from plait.codegen.tile_edges import TilePassPrinter, TileValues
@@ -178,11 +178,11 @@ class TilePrinter(Printer):
         found = []
         for node in self.nodes:
             if isinstance(node.op, LoadRow):
-                kind = "uint8_t" if is_bool(node) else expr.scalar_name(node.type.dtype)
+                kind = expr.tensor_name(node.type.dtype)
                 found.append((f"const {kind}", self.tensors[node.op.slot], node.type.numel))
         for output, out in zip(self.program.outputs, self.outs, strict=True):
             if output.value.type.space is Space.ROW:
-                kind = "uint8_t" if is_bool(output.value) else expr.scalar_name(output.value.type.dtype)
+                kind = expr.tensor_name(output.value.type.dtype)
                 found.append((kind, out, output.value.type.numel))
         return found + self.row_buffers
 

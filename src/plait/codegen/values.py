@@ -26,7 +26,7 @@ Lanes = tuple[int, ...]
 class Place:
     """Where a value is read. kind: "flat" (pointer[element]), "at" and "edge" (a row of a tensor per edge), "length",
     "lanes" (pointer[element * block + k]), "edges" (pointer[k * stride + element]), "row" (the row of edge k, in a tile).
-    scalar "u8" is a bool in memory."""
+    scalar: the C++ type of the numbers there."""
 
     kind: str
     pointer: str
@@ -147,12 +147,11 @@ class Values:
             pointer = f"({place.pointer} + k * {place.stride or node.type.numel})"
         if place.kind == "row":
             pointer = f"({place.pointer} + (i64)row_at[k] * {node.type.numel})"
-        suffix = "_bool" if place.scalar == "u8" else ""
         if len(set(lanes)) == 1:
-            return f"bc{suffix}<{kind}>({pointer}[{mark(lanes[0])}])"
+            return f"{expr.access('bc', place.scalar)}<{kind}>({pointer}[{mark(lanes[0])}])"
         if lanes == tuple(range(lanes[0], lanes[0] + len(lanes))):
-            return f"ld{suffix}<{kind}>({pointer} + {mark(lanes[0])})"
-        entry = "-(i32)({0}[{1}] != 0)" if suffix else "{0}[{1}]"
+            return f"{expr.access('ld', place.scalar)}<{kind}>({pointer} + {mark(lanes[0])})"
+        entry = {"u8": "-(i32)({0}[{1}] != 0)", "bf16": "widened({0}[{1}])"}.get(place.scalar, "{0}[{1}]")
         return f"({kind}){{{', '.join(entry.format(pointer, mark(lane)) for lane in lanes)}}}"
 
     def row_length(self) -> str:
@@ -277,12 +276,11 @@ class Values:
 
     def _narrow_read(self, node: Node, element: int, kind: str) -> str:
         place = self.places[node]
-        suffix = "_bool" if place.scalar == "u8" else ""
         match place.kind:
             case "length":
                 return f"bc<{kind}>(({expr.scalar_name(node.type.dtype)})(end - begin))"
             case "flat":
-                return f"bc{suffix}<{kind}>({place.pointer}[{element}])"
+                return f"{expr.access('bc', place.scalar)}<{kind}>({place.pointer}[{element}])"
             case "lanes":
                 return f"ld<{kind}>({place.pointer} + {element * self.schedule.block})"
             case "edges":
@@ -292,12 +290,12 @@ class Values:
             case _:
                 index = "position"
         self._memo[("index", index)] = index
-        if kind.startswith("f32") and node.type.numel % 4 == 0:
+        if place.scalar == "f32" and node.type.numel % 4 == 0:
             four = self._once(
                 ("four", node, element // 4), lambda: self._gather4(node, place.pointer, element // 4 * 4, index, kind)
             )
             return f"{four}.{'abcd'[element % 4]}"
-        return f"gather{suffix}<{kind}>({place.pointer} + {element}, {index}, {node.type.numel})"
+        return f"{expr.access('gather', place.scalar)}<{kind}>({place.pointer} + {element}, {index}, {node.type.numel})"
 
     def _gather4(self, node: Node, pointer: str, element: int, index: str, kind: str) -> str:
         """Four neighbouring elements at once; heads come in fours."""

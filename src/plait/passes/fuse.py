@@ -106,7 +106,7 @@ def find_row_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list
 def is_tileable(node: Node) -> bool:
     """Whether a product is one that tiles of edges are made for: by a weight of static size that stays in the cache."""
     parts = product_parts(node)
-    if parts is None or not value(node).dtype.is_floating_point:
+    if parts is None or value(node).dtype not in (torch.float32, torch.float64):
         return False
     sizes = inner_sizes(value(node), leading=False) if total_product_of(node) else inner_sizes(value(parts[2]), leading=False)
     return sizes is not None and math.prod(sizes) <= _MAX_WEIGHT

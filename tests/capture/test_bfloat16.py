@@ -1,0 +1,112 @@
+"""bfloat16 models and autocast: fused, as near to the exact result as eager is, and halves of the bytes in tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tests.awkward import random_graph
+from tests.capture.compiled import captures, compiled, num_programs
+from tests.models import CASES, MADE_UP, Inputs
+
+GRAPH = random_graph(60, 900, 3)
+FUSED = (
+    *("GCNConv", "GCNConv_weighted", "SAGEConv_mean", "SAGEConv_max", "GINConv", "GATConv_4_heads", "GATv2Conv"),
+    *("TransformerConv", "ResGatedGraphConv", "GMMConv", "global_max_pool", *MADE_UP),
+)  # not EdgeConv_max: its two halves often cancel to 0 here, where PyTorch counts the 0 that a maximum starts from as a tie
+
+
+def in_dtype(dtype: torch.dtype, inputs: Inputs) -> Inputs:
+    """The inputs' floats in another dtype, each a leaf that wants a gradient if it did."""
+
+    def converted(x: Tensor) -> Tensor:
+        return x.detach().to(dtype).requires_grad_(x.requires_grad) if x.is_floating_point() else x
+
+    return pytree.tree_map_only(Tensor, converted, inputs)
+
+
+def results(call: Callable[..., Any], model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The outputs of `call`, which is `model` in some form, and all gradients."""
+    outs = [out for out in pytree.tree_leaves(call(*inputs)) if out.requires_grad]
+    weights = [torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype) for out in outs]
+    torch.autograd.backward(outs, weights)
+    leaves = [*(x for x in inputs if isinstance(x, Tensor) and x.requires_grad), *model.parameters()]
+    return [*(out.detach() for out in outs), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Of the whole tensor, as a share of its size."""
+    return float((found.detach().double() - exact.detach()).norm() / exact.detach().norm().clamp(min=1e-3))
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_it_is_fused_and_as_exact_as_eager(name: str) -> None:
+    case = CASES[name]
+    model = case.model().bfloat16()
+    inputs = in_dtype(torch.bfloat16, case.make_inputs(GRAPH, 0))
+    exact_model = copy.deepcopy(model).double()
+    exact = results(exact_model, exact_model, in_dtype(torch.float64, inputs))
+    eager_model = copy.deepcopy(model)
+    eager = results(eager_model, eager_model, in_dtype(torch.bfloat16, inputs))
+    with captures() as records:
+        got = results(compiled(model), model, inputs)
+
+    assert num_programs(records, "forward") > 0
+    assert [note for record in records for note in record.notes if "unfused" in note] == [] or name == "GCNConv_weighted"
+    for number, (a, b, want) in enumerate(zip(got, eager, exact, strict=True)):
+        assert a.dtype is torch.bfloat16
+        assert error(a, want) <= 1.5 * error(b, want) + 0.03, f"result {number}"
+
+
+def test_sums_are_in_float32() -> None:
+    """4,096 ones and 4,096 halves: in bfloat16, whose numbers are 32 apart there, the halves would be lost."""
+    num_edges = 8192
+    src = torch.arange(num_edges) % 2
+    dst = torch.zeros(num_edges, dtype=torch.int64)
+
+    def neighbours(x: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_add(0, dst, x[src] * 1.0)
+
+    x = torch.tensor([[1.0], [0.5]], dtype=torch.bfloat16, requires_grad=True)
+    out = compiled(neighbours)(x)
+
+    assert out[:, 0].tolist() == [6144.0, 0.0]
+
+
+def test_a_maximum_finds_its_entries_again() -> None:
+    """The backward compares messages, computed again, with the rounded maximum that the forward stored."""
+    src, dst = GRAPH.src, GRAPH.dst
+
+    def layer(x: Tensor) -> Tensor:
+        messages = torch.tanh(x[src] * 1.7) * x[dst]
+        index = dst[:, None].expand_as(messages)
+        return torch.zeros_like(x).scatter_reduce(0, index, messages, "amax", include_self=False)
+
+    grads = []
+    for call in (layer, compiled(layer)):
+        x = torch.randn(GRAPH.num_nodes, 8, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+        call(x).sum().backward()
+        assert x.grad is not None
+        grads.append(x.grad)
+
+    assert error(grads[1], grads[0].double()) < 0.02
+
+
+def test_under_autocast_the_edges_are_in_bfloat16() -> None:
+    case = CASES["GCNConv"]
+    model, inputs = case.model(), case.make_inputs(GRAPH, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = model(*inputs)
+        with captures() as records:
+            got = compiled(model)(*inputs)
+
+    programs = [program for record in records for program in record.programs["forward"]]
+    assert any(item.dtype is torch.bfloat16 for program in programs for item in program.inputs)
+    assert got.dtype is want.dtype
+    assert error(got, want.double()) < 0.02
