@@ -35,7 +35,7 @@ _Variant = tuple[torch.dtype, torch.dtype]  # of the index maps, of the edge pos
 @functools.cache
 def prelude(*, with_products: bool = False) -> str:
     """The vectors and functions every source starts with."""
-    names = ("vectors.h", "functions.h", *(["products.h"] if with_products else []))
+    names = ("intrinsics.h", "vectors.h", "functions.h", *(["products.h"] if with_products else []))
     return "\n".join((pathlib.Path(__file__).parent / name).read_text() for name in names)
 
 

@@ -1,13 +1,4 @@
 // Vectors of generated kernels: their types, and how they are read from memory and written to it.
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define PLAIT_FMA 1
 #endif
@@ -48,6 +39,12 @@ PLAIT_VECTORS(16)
 
 template <class V> using scalar_of = typename traits<V>::scalar;
 template <class V> using mask_of = typename traits<V>::mask;
+
+template <int L> INLINE typename vector_of<i32, L>::type iota() {
+  typename vector_of<i32, L>::type v;
+  for (int l = 0; l < L; ++l) v[l] = l;
+  return v;
+}
 
 // --- memory ----------------------------------------------------------------------------------------------------------
 
@@ -141,9 +138,9 @@ template <int L, class I> INLINE void load_index(I* to, const I* from, i32 n) {
   }
 #ifdef __AVX512F__
   if constexpr (L == 16 && sizeof(I) == 4) {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const i32x16 lane = iota<16>(), last = bc<i32x16>(n - 1);
     const __m512i some = _mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), from);
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(_mm512_min_epi32(lane, _mm512_set1_epi32(n - 1)), some));
+    st(to, (i32x16)_mm512_permutexvar_epi32((__m512i)(lane < last ? lane : last), some));
     return;
   }
 #endif
@@ -198,11 +195,6 @@ template <class V> INLINE void scatter_bf16(bf16* p, const i64* index, i64 strid
 
 // --- masks: a bool is an i32 lane of 0 or -1 ----------------------------------------------------------------------------
 
-template <int L> INLINE typename vector_of<i32, L>::type iota() {
-  typename vector_of<i32, L>::type v;
-  for (int l = 0; l < L; ++l) v[l] = l;
-  return v;
-}
 template <class M> INLINE auto to_bool(M m) {
   if constexpr (sizeof(scalar_of<M>) == 4) return m;
   else return __builtin_convertvector(m, typename vector_of<i32, traits<M>::lanes>::type);
