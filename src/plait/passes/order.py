@@ -30,7 +30,7 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import PRODUCTS, Editor, arguments, aten, is_call, is_tensor, product_parts, replace, static, value
+from plait.passes.edit import PRODUCTS, Editor, arguments, aten, is_call, product_parts, replace, static, value
 from plait.passes.order_costs import Setting, Sizes, seconds_behind, seconds_first
 from plait.passes.propagation import Factor, factor_of, propagate, propagation
 
@@ -156,33 +156,11 @@ def _row_terms(node: Node, sign: float, *, is_private: bool = True) -> list[_Row
             other = -sign if is_call(node, aten.sub.Tensor) else sign
             return [*_row_terms(a, sign, is_private=is_private), *_row_terms(b, other, is_private=is_private)]
     factors: list[Factor] = []
-    while (step := _row_factor(node)) is not None:
+    while (step := factor_of(node)) is not None:
         node, factor = step
         factors.insert(0, factor)
         is_private = is_private and len(_readers(node)) == 1
     return [_RowTerm(node, tuple(factors), sign, is_private)]
-
-
-def _row_factor(node: Node) -> tuple[Node, Factor] | None:
-    """As `_factor`; by a value per row, however it is spread over the columns, or by one number in a tensor."""
-    found = factor_of(node)
-    if found is not None:
-        return found
-    if not is_call(node, aten.mul.Tensor, aten.div.Tensor):
-        return None
-    a, b = arguments(node)[:2]
-    candidates = [(a, b)] if is_call(node, aten.div.Tensor) else [(a, b), (b, a)]
-    for rows, by in candidates:
-        if not all(isinstance(item, Node) and is_tensor(item) for item in (rows, by)):
-            continue
-        if value(rows).shape != value(node).shape:
-            continue
-        if all(static(size) == 1 for size in value(by).shape):
-            return rows, Factor(node.target, by)
-        spread = arguments(by)[0] if is_call(by, aten.expand.default) else None
-        if spread is not None and value(spread).dim() == 2 and static(value(spread).shape[1]) == 1:
-            return rows, Factor(node.target, spread)
-    return None
 
 
 def _stacked(edit: Editor, weight: Node, width_x: int, heads: int, width_y: int) -> Node:
