@@ -5,8 +5,9 @@ all columns, perhaps a sum over k, a sum over the edges. With P[i, k, f] = sum_e
 
     sum_e sum_k c[e, k] (x W)[src e, k, o]  =  sum_k sum_f P[i, k, f] W[f, k, o]
 
-The left side gathers rows of k * o columns, the right side rows of f columns. The products cost the same; what differs is the
-width of what travels along the edges, forward and backward, and what the backward needs no propagation for:
+The left side gathers rows of k * o columns, the right side rows of f columns. The products cost the same, unless edges lead
+from many rows to few; what differs is the width of what travels along the edges, forward and backward, and what the backward
+needs no propagation for:
 
 |                                   | x W first                   | propagate first                            |
 |-----------------------------------|-----------------------------|--------------------------------------------|
@@ -71,7 +72,7 @@ def _behind(graph: Graph, reduce: Node, domains: Domains, setting: Setting) -> s
     sizes = Sizes.of(found, width_x, width_y, heads)
     is_kept = len(_readers(found.source)) > 1  # something else reads x W: then the other order is one more product
     extra = setting.costs.product(sizes.num_sources, width_x, heads * width_y) if is_kept else 0.0
-    first, behind = seconds_first(found, sizes, setting), seconds_behind(found, x, sizes, setting)
+    first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
     if not _is_chosen("behind", behind + extra, first, setting):
         return None
     edit = Editor(graph, reduce)
@@ -115,7 +116,7 @@ def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> 
     sizes = Sizes.of(found, width_x, width_y, 1)
     num_others = sum(1 for term in terms if term.rows is not x and term is not sums[0])
     extra = num_others * setting.costs.product(sizes.num_rows, width_x, width_y) * (3 if setting.is_training else 1)
-    first, behind = seconds_first(found, sizes, setting), seconds_behind(found, x, sizes, setting)
+    first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
     if not _is_chosen("first", first + extra, behind, setting):
         return None
     edit = Editor(graph, product)
