@@ -1,4 +1,4 @@
-"""`plait::gather`, `segment_reduce`, `uniform`, `dropout`: real torch operators, so that a graph runs after every pass.
+"""`plait::gather`, `segment_reduce`, `take`, `uniform`, `dropout`: real torch operators, so that a graph runs after every pass.
 
 Each has an eager kernel in plain torch (any device), a fake kernel and, where a gradient exists, an autograd formula written in
 these same operators and aten; differentiating twice therefore works in eager mode.
@@ -22,6 +22,9 @@ _LIBRARY.define(
     "segment_reduce(Tensor values, Tensor index, SymInt num_rows, str reduce, float init=0., bool include_init=False, "
     "bool wrap=False) -> Tensor"
 )
+# some rows of one domain as rows of another: `rows` are distinct, and nothing is pointed at by them (see `passes.domains`)
+_LIBRARY.define("take(Tensor x, Tensor rows) -> Tensor")
+_LIBRARY.define("put(Tensor x, Tensor rows, SymInt num_rows) -> Tensor")
 _LIBRARY.define("uniform(Tensor seed, SymInt num_rows, SymInt[] inner_shape, ScalarType dtype) -> Tensor")
 _LIBRARY.define("dropout(Tensor x, float p) -> Tensor")
 
@@ -48,6 +51,15 @@ def _segment_reduce(
     return segment.segment_reduce(values, index, num_rows, reduce=reduce, init=init, include_init=include_init)
 
 
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_select(0, rows)
+
+
+def _put(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Rows back in their places, zeros in the others."""
+    return x.new_zeros((num_rows, *x.shape[1:])).index_copy(0, rows, x)
+
+
 def _uniform(seed: Tensor, num_rows: int, inner_shape: list[int], dtype: torch.dtype) -> Tensor:
     """Draws in [0, 1), [num_rows, *inner_shape]; row r is drawn for position r (see `segment.counter_uniform`)."""
     position = torch.arange(num_rows, device=seed.device)
@@ -59,7 +71,15 @@ def _dropout(x: Tensor, p: float) -> Tensor:
     return torch.native_dropout(x, p, True)[0]
 
 
-for _name, _kernel in (("gather", _gather), ("segment_reduce", _segment_reduce), ("uniform", _uniform), ("dropout", _dropout)):
+_KERNELS = {
+    "gather": _gather,
+    "segment_reduce": _segment_reduce,
+    "take": _take,
+    "put": _put,
+    "uniform": _uniform,
+    "dropout": _dropout,
+}
+for _name, _kernel in _KERNELS.items():
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 
@@ -79,6 +99,10 @@ def _fake_segment_reduce(
     return values.new_empty((num_rows, *values.shape[1:]))
 
 
+def _fake_put(x: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    return x.new_empty((num_rows, *x.shape[1:]))
+
+
 def _fake_uniform(seed: Tensor, num_rows: int, inner_shape: list[int], dtype: torch.dtype) -> Tensor:
     return seed.new_empty((num_rows, *inner_shape), dtype=dtype)
 
@@ -89,11 +113,15 @@ def _fake_dropout(x: Tensor, p: float) -> Tensor:
 
 torch.library.register_fake("plait::gather", _fake_gather, lib=_LIBRARY)
 torch.library.register_fake("plait::segment_reduce", _fake_segment_reduce, lib=_LIBRARY)
+torch.library.register_fake("plait::take", _fake_gather, lib=_LIBRARY)
+torch.library.register_fake("plait::put", _fake_put, lib=_LIBRARY)
 torch.library.register_fake("plait::uniform", _fake_uniform, lib=_LIBRARY)
 torch.library.register_fake("plait::dropout", _fake_dropout, lib=_LIBRARY)
 
 gather = torch.ops.plait.gather.default
 segment_reduce = torch.ops.plait.segment_reduce.default
+take = torch.ops.plait.take.default
+put = torch.ops.plait.put.default
 uniform = torch.ops.plait.uniform.default
 dropout = torch.ops.plait.dropout.default
 
@@ -139,3 +167,27 @@ torch.library.register_autograd("plait::gather", _gather_backward, setup_context
 torch.library.register_autograd(
     "plait::segment_reduce", _segment_reduce_backward, setup_context=_segment_reduce_setup, lib=_LIBRARY
 )
+
+
+def _take_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, rows = inputs
+    ctx.num_rows = x.shape[0]
+    ctx.save_for_backward(rows)
+
+
+def _take_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (rows,) = ctx.saved_tensors
+    return put(grad, rows, ctx.num_rows), None
+
+
+def _put_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _put_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (rows,) = ctx.saved_tensors
+    return take(grad, rows), None, None
+
+
+torch.library.register_autograd("plait::take", _take_backward, setup_context=_take_setup, lib=_LIBRARY)
+torch.library.register_autograd("plait::put", _put_backward, setup_context=_put_setup, lib=_LIBRARY)

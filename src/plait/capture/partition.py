@@ -24,7 +24,7 @@ from plait.errors import MemoryBudgetError
 from plait.passes import domains as domains_pass
 from plait.passes.keep import Dropped, Keeper, is_extremum
 from plait.passes.liveness import kept_bytes, step_peak
-from plait.passes.recompute import recompute_edges
+from plait.passes.recompute import bind_counts, recompute_edges
 from plait.passes.structure import structural_nodes
 
 
@@ -102,15 +102,21 @@ def _cut(joint: Joint, record: Record, dropped: Collection[str], *, build: bool 
         if dropped:
             keeper = Keeper(graph, num_returned, domains_pass.infer(graph), machine_costs())
             keeper.drop(dropped)
-    forward, backward = default_partition(joint.module, joint.inputs, num_fwd_outputs=num_returned, **joint.others)
+    forward, backward = _divided(joint)
     forward = assemble(forward, "forward", record, num_returned=num_returned, build=build)
     if record.recomputed and has_extremum(forward.graph):
         # its gradient compares entries with the result bit by bit: what no kernel computed must not be computed again by one
         record.note("a maximum or minimum stays outside of the kernels: edge values are kept, not recomputed")
         record.recomputed.clear()
-        forward, backward = default_partition(spare.module, spare.inputs, num_fwd_outputs=num_returned, **spare.others)
+        forward, backward = _divided(spare)
         forward = assemble(forward, "forward", record, num_returned=num_returned, build=build)
     return Halves(forward, assemble(backward, "backward", record, num_returned=EVERY_OUTPUT, build=build), num_returned)
+
+
+def _divided(joint: Joint) -> tuple[GraphModule, GraphModule]:
+    """Forward and backward by torch's default partition, which keeps what the backward reads."""
+    bind_counts(joint.module.graph, joint.num_returned)
+    return default_partition(joint.module, joint.inputs, num_fwd_outputs=joint.num_returned, **joint.others)
 
 
 def _recompute(graph: Graph, num_returned: int) -> Sequence[str]:

@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 from plait import operators
 from plait.passes.axes import swapped
 from plait.passes.edit import (
+    RESHAPES,
     Editor,
     argument,
     arguments,
@@ -29,7 +30,6 @@ from plait.passes.edit import (
     value,
 )
 
-_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default)
 _SCATTER_REDUCTIONS = {"sum": "sum", "mean": "mean", "amax": "max", "amin": "min"}
 
 
@@ -87,7 +87,7 @@ def broadcast_vector(index: Any, axis: int = 0) -> Node | None:
             return None
     if any(not same_size(other, 1) for number, other in enumerate(value(node).shape) if number != axis):
         return None
-    while not _is_vector_index(node) and is_call(node, *_VIEWS):
+    while not _is_vector_index(node) and is_call(node, *RESHAPES):
         node = arguments(node)[0]
     return node if _is_vector_index(node) and same_size(value(node).shape[0], size) else None
 

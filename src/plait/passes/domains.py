@@ -13,21 +13,15 @@ import torch
 from torch.fx import Graph, Node
 
 from plait import operators
-from plait.passes.edit import arguments, aten, is_call, is_tensor, same_size, value
+from plait.passes.edit import RESHAPES, SAME, arguments, aten, is_call, is_tensor, same_size, value
 
 _ROW_VIEWS = frozenset(
     {
-        aten.detach.default,
-        aten.alias.default,
+        *RESHAPES,
+        *SAME,
         aten.clone.default,
         aten._to_copy.default,
         aten.expand.default,
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.reshape.default,
-        aten.unsqueeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
         aten.slice.Tensor,
         aten.select.int,
         aten.permute.default,
@@ -146,7 +140,7 @@ def infer(graph: Graph) -> Domains:
             key = (node.args[0], 0)
             classes.join(columns.setdefault(key, node), node)
             continue
-        for operand in _aligned(node):
+        for operand in aligned(node):
             classes.join(node, operand)
     return _domains(classes, maps)
 
@@ -173,7 +167,7 @@ def _axis(node: Node) -> int:
     return axis + value(source).dim() if axis < 0 else axis
 
 
-def _aligned(node: Node) -> list[Node]:
+def aligned(node: Node) -> list[Node]:
     """Inputs whose row r alone decides row r of the result."""
     if node.op != "call_function":
         return []

@@ -103,6 +103,18 @@ def results_of(graph: Graph) -> list[Any]:
     return list(results)
 
 
+# the same numbers in the same order, in another shape
+RESHAPES = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+)
+# the value itself
+SAME = (aten.detach.default, aten.alias.default)
+
 PRODUCTS = (aten.mm.default, aten.addmm.default)
 
 

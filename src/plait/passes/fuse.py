@@ -22,6 +22,8 @@ from plait import operators
 from plait.passes.domains import Domains
 from plait.passes.edit import (
     PRODUCTS,
+    RESHAPES,
+    SAME,
     aten,
     hint,
     inner_sizes,
@@ -127,18 +129,9 @@ def _num_computing(region: Region) -> int:
     )
 
 
-_VIEWS = (
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.detach.default,
-    aten.alias.default,
-)
+_VIEWS = (*RESHAPES, *SAME)
 _REDUCTIONS = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default)
-_COPIES = (aten.clone.default, aten.detach.default, aten.alias.default, aten._to_copy.default)
+_COPIES = (aten.clone.default, *SAME, aten._to_copy.default)
 
 
 def _grow(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate) -> list[Region]:

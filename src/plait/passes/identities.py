@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Graph, Node
 
-from plait.passes.edit import aten, is_call
-
-_SAME = (aten.detach.default, aten.alias.default)
+from plait.passes.edit import SAME, aten, is_call
 
 
 def drop_identities(graph: Graph) -> None:
@@ -25,7 +23,7 @@ def drop_identities(graph: Graph) -> None:
 
 def _original(node: Node) -> Node | None:
     """The value that `node` is, or None if it is a new one."""
-    if is_call(node, *_SAME):
+    if is_call(node, *SAME):
         return node.all_input_nodes[0]
     if is_call(node, aten.t.default):
         inner = node.all_input_nodes[0]

@@ -5,8 +5,9 @@ all columns, perhaps a sum over k, a sum over the edges. With P[i, k, f] = sum_e
 
     sum_e sum_k c[e, k] (x W)[src e, k, o]  =  sum_k sum_f P[i, k, f] W[f, k, o]
 
-The left side gathers rows of k * o columns, the right side rows of f columns. The products cost the same; what differs is the
-width of what travels along the edges, forward and backward, and what the backward needs no propagation for:
+The left side gathers rows of k * o columns, the right side rows of f columns. The products cost the same, unless edges lead
+from many rows to few; what differs is the width of what travels along the edges, forward and backward, and what the backward
+needs no propagation for:
 
 |                                   | x W first                   | propagate first                            |
 |-----------------------------------|-----------------------------|--------------------------------------------|
@@ -30,7 +31,7 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import PRODUCTS, Editor, arguments, aten, is_call, is_tensor, product_parts, replace, static, value
+from plait.passes.edit import PRODUCTS, Editor, arguments, aten, is_call, product_parts, replace, static, value
 from plait.passes.order_costs import Setting, Sizes, seconds_behind, seconds_first
 from plait.passes.propagation import Factor, factor_of, propagate, propagation
 
@@ -71,7 +72,7 @@ def _behind(graph: Graph, reduce: Node, domains: Domains, setting: Setting) -> s
     sizes = Sizes.of(found, width_x, width_y, heads)
     is_kept = len(_readers(found.source)) > 1  # something else reads x W: then the other order is one more product
     extra = setting.costs.product(sizes.num_sources, width_x, heads * width_y) if is_kept else 0.0
-    first, behind = seconds_first(found, sizes, setting), seconds_behind(found, x, sizes, setting)
+    first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
     if not _is_chosen("behind", behind + extra, first, setting):
         return None
     edit = Editor(graph, reduce)
@@ -115,7 +116,7 @@ def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> 
     sizes = Sizes.of(found, width_x, width_y, 1)
     num_others = sum(1 for term in terms if term.rows is not x and term is not sums[0])
     extra = num_others * setting.costs.product(sizes.num_rows, width_x, width_y) * (3 if setting.is_training else 1)
-    first, behind = seconds_first(found, sizes, setting), seconds_behind(found, x, sizes, setting)
+    first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
     if not _is_chosen("first", first + extra, behind, setting):
         return None
     edit = Editor(graph, product)
@@ -156,33 +157,11 @@ def _row_terms(node: Node, sign: float, *, is_private: bool = True) -> list[_Row
             other = -sign if is_call(node, aten.sub.Tensor) else sign
             return [*_row_terms(a, sign, is_private=is_private), *_row_terms(b, other, is_private=is_private)]
     factors: list[Factor] = []
-    while (step := _row_factor(node)) is not None:
+    while (step := factor_of(node)) is not None:
         node, factor = step
         factors.insert(0, factor)
         is_private = is_private and len(_readers(node)) == 1
     return [_RowTerm(node, tuple(factors), sign, is_private)]
-
-
-def _row_factor(node: Node) -> tuple[Node, Factor] | None:
-    """As `_factor`; by a value per row, however it is spread over the columns, or by one number in a tensor."""
-    found = factor_of(node)
-    if found is not None:
-        return found
-    if not is_call(node, aten.mul.Tensor, aten.div.Tensor):
-        return None
-    a, b = arguments(node)[:2]
-    candidates = [(a, b)] if is_call(node, aten.div.Tensor) else [(a, b), (b, a)]
-    for rows, by in candidates:
-        if not all(isinstance(item, Node) and is_tensor(item) for item in (rows, by)):
-            continue
-        if value(rows).shape != value(node).shape:
-            continue
-        if all(static(size) == 1 for size in value(by).shape):
-            return rows, Factor(node.target, by)
-        spread = arguments(by)[0] if is_call(by, aten.expand.default) else None
-        if spread is not None and value(spread).dim() == 2 and static(value(spread).shape[1]) == 1:
-            return rows, Factor(node.target, spread)
-    return None
 
 
 def _stacked(edit: Editor, weight: Node, width_x: int, heads: int, width_y: int) -> Node:

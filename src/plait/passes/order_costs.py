@@ -64,10 +64,18 @@ def _rows_s(num_columns: int, num_rows: float, setting: Setting) -> float:
     return setting.costs.stream(2 * 4.0 * num_columns * num_rows)
 
 
-def seconds_first(found: Propagation, sizes: Sizes, setting: Setting) -> float:
+def _surplus_s(rows: float, others: float, x: Node, sizes: Sizes, setting: Setting) -> float:
+    """Seconds of the products of one order whose rows the other order does not multiply: where edges lead from many rows to
+    few, the few are better. The products of the rows that both multiply cost the same."""
+    num_products = 2 + setting.wants_grad(x) if setting.is_training else 1
+    return num_products * setting.costs.product(max(rows - others, 0.0), sizes.x, sizes.heads * sizes.y)
+
+
+def seconds_first(found: Propagation, x: Node, sizes: Sizes, setting: Setting) -> float:
     """x W, then the propagation: of the forward, and of the backward where there will be one."""
     wide = sizes.heads * sizes.y
-    total = _gather_s(wide, sizes.num_sources, sizes, setting) + _rows_s(wide, sizes.num_sources, setting)
+    total = _surplus_s(sizes.num_sources, sizes.num_rows, x, sizes, setting)
+    total += _gather_s(wide, sizes.num_sources, sizes, setting) + _rows_s(wide, sizes.num_sources, setting)
     if setting.is_training:
         total += _gather_s(sizes.y, sizes.num_rows, sizes, setting) + _rows_s(wide, sizes.num_sources, setting)
         if _needs_own_kernel(found, setting):
@@ -78,7 +86,8 @@ def seconds_first(found: Propagation, sizes: Sizes, setting: Setting) -> float:
 def seconds_behind(found: Propagation, x: Node, sizes: Sizes, setting: Setting) -> float:
     """The propagation of x, then the product."""
     wide = sizes.heads * sizes.x
-    total = _gather_s(sizes.x, sizes.num_sources, sizes, setting) + _rows_s(wide, sizes.num_rows, setting)
+    total = _surplus_s(sizes.num_rows, sizes.num_sources, x, sizes, setting)
+    total += _gather_s(sizes.x, sizes.num_sources, sizes, setting) + _rows_s(wide, sizes.num_rows, setting)
     # the product's result: what follows is no part of the propagation's kernel
     total += _rows_s(sizes.y, sizes.num_rows, setting)
     if not setting.is_training:

@@ -16,7 +16,7 @@ from plait.passes.identities import drop_identities
 from plait.passes.norms import expand_norms
 from plait.passes.order import order_products
 from plait.passes.order_costs import Setting
-from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products
+from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products, move_slices
 from plait.passes.structure import merge_equal
 
 
@@ -86,6 +86,10 @@ def _behind(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(moved=tuple(move_behind_sums(graph, domains.infer(graph))))
 
 
+def _slices(graph: Graph, setting: Setting) -> Remarks:
+    return Remarks(moved=tuple(move_slices(graph, domains.infer(graph))))
+
+
 def _order(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(moved=tuple(order_products(graph, domains.infer(graph), setting)))
 
@@ -103,6 +107,7 @@ FORWARD: tuple[Pass, ...] = (
     Pass("narrow", _narrow),  # decides by what is gathered, so equal gathers must be one by now
     Pass("behind", _behind),  # last: a product that has gone to the nodes needs no sum before it
     Pass("merge_moved", _merge),  # counts and node values that several sums and ends have in common
+    Pass("slices", _slices),  # behind the laws, which compare how many rows there are: of edges that are left nobody knows
     Pass("order", _order),  # after the laws, which make products before gathers; before autograd, which follows the order
 )
 

@@ -13,17 +13,15 @@ from torch.fx import Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import Editor, argument, arguments, aten, is_call, is_tensor, static, value
-
-_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim)
+from plait.passes.edit import RESHAPES, Editor, argument, arguments, aten, is_call, is_tensor, static, value
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One step on the way of a gathered row to the sum: `mul` or `div` by a value per edge, or `neg`."""
+    """What scales rows: `mul` or `div` by something that is the same for all columns, or `neg`."""
 
     target: Any
-    by: Any  # Node [E, ..., 1], a number, or None
+    by: Any  # Node [E, ..., 1], a number (perhaps in a tensor), or None
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def propagation(reduce: Node, domains: Domains) -> Propagation | None:
             if is_summed:
                 return None
             node, heads, is_summed = arguments(node)[0], summed, True
-        elif is_call(node, *_VIEWS, aten.expand.default):
+        elif is_call(node, *RESHAPES, aten.expand.default):
             operand = arguments(node)[0]
             change = _view_change(value(operand), value(node))
             if change is None:
@@ -82,7 +80,10 @@ def propagation(reduce: Node, domains: Domains) -> Propagation | None:
 
 
 def factor_of(node: Node) -> tuple[Node, Factor] | None:
-    """(what is scaled, by what): a product with a number, or with a value that is the same for all columns."""
+    """(what is scaled, by what): a product with, or a quotient by, what is the same for all columns of a row.
+
+    That is a number, a tensor of one number, or a value [E, ..., 1], however it is spread over the columns.
+    """
     if not is_call(node, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor):
         return None
     a, b = arguments(node)[:2]
@@ -92,11 +93,27 @@ def factor_of(node: Node) -> tuple[Node, Factor] | None:
             continue
         if isinstance(by, int | float):
             return rows, Factor(node.target, by)
-        if not isinstance(by, Node) or not is_tensor(by) or value(by).dim() != value(node).dim():
+        if not isinstance(by, Node) or not is_tensor(by):
             continue
-        if static(value(by).shape[-1]) == 1 and static(value(rows).shape[-1]) != 1:
+        if is_one_number(by) and value(rows).shape == value(node).shape:
+            return rows, Factor(node.target, by)
+        by = _before_spreading(by)
+        if value(by).dim() == value(node).dim() > 0 and static(value(by).shape[-1]) == 1:
             return rows, Factor(node.target, by)
     return None
+
+
+def is_one_number(item: Any) -> bool:
+    """Whether a factor is the same for all rows, too."""
+    return not isinstance(item, Node) or all(static(size) == 1 for size in value(item).shape)
+
+
+def _before_spreading(by: Node) -> Node:
+    """What is expanded over the last axis alone."""
+    if not is_call(by, aten.expand.default):
+        return by
+    source: Node = arguments(by)[0]
+    return source if value(source).shape[:-1] == value(by).shape[:-1] else by
 
 
 def _summed_axis(node: Node) -> int | None:
@@ -142,7 +159,7 @@ def propagate(edit: Editor, found: Propagation, x: Node, heads: int) -> Node:
 
 def _fitting(edit: Editor, by: Any, rank: int) -> Any:
     """A factor per edge with as many axes as the rows it scales: [E, 1] beside [E, k, 1]."""
-    if not isinstance(by, Node):
+    if not isinstance(by, Node) or is_one_number(by):
         return by
     while value(by).dim() < rank:
         by = edit.call(aten.unsqueeze.default, by, 1)

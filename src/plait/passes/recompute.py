@@ -11,10 +11,12 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from plait.passes.domains import Domains
-from plait.passes.edit import results_of
+from plait.passes.edit import Editor, aten, is_tensor, results_of, value
 
 _TAG, _BACKWARD = "partitioner_tag", "is_backward"  # how AOTAutograd marks nodes of a joint graph
 _FORWARD_ONLY = ("must_be_in_forward", "must_be_in_forward_to_backward")
@@ -103,3 +105,21 @@ def forward_nodes(graph: Graph, num_forward_outputs: int) -> set[Node]:
     # parts of what the forward makes anyway: the backward can be given a part, never the whole
     seen.update(node for node in graph.nodes if node.target is operator.getitem and node.args[0] in seen)
     return seen
+
+
+def bind_counts(graph: Graph, num_forward_outputs: int) -> None:
+    """Asks the forward for every size that depends on data, where that is first a tensor's.
+
+    Torch's partition hands such sizes to the backward by the first call that asks for them, which may be one of the backward.
+    """
+    forward = forward_nodes(graph, num_forward_outputs)
+    bound: set[object] = set()
+    for node in list(graph.nodes):
+        if node not in forward or node.op != "call_function" or not is_tensor(node):
+            continue
+        for axis, size in enumerate(value(node).shape):
+            if not isinstance(size, torch.SymInt) or not size.node.expr.is_symbol or not free_unbacked_symbols(size):
+                continue
+            if size.node.expr not in bound:
+                bound.add(size.node.expr)
+                Editor(graph, node.next).call(aten.sym_size.int, node, axis).meta.pop(_TAG, None)

@@ -17,7 +17,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from plait import operators
-from plait.passes.edit import Editor, arguments, aten, is_call, is_integral, is_tensor, stable_topological_sort, value
+from plait.passes.edit import RESHAPES, Editor, arguments, aten, is_call, is_integral, is_tensor, stable_topological_sort, value
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -113,12 +113,13 @@ def structural_nodes(graph: Graph) -> list[Node]:
     }
     for node in reversed(list(chosen)):
         # a view that only the rest reads is taken there: kept, an expanded count per node would be a row per node
-        if is_call(node, *_VIEWS) and not _is_map(node) and not any(user in chosen for user in node.users):
+        if (
+            is_call(node, aten.expand.default, *RESHAPES)
+            and not _is_map(node)
+            and not any(user in chosen for user in node.users)
+        ):
             del chosen[node]
     return list(chosen)
-
-
-_VIEWS = (aten.expand.default, aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim)
 
 
 def _is_map(node: Node) -> bool:

@@ -3,5 +3,6 @@
 from plait.passes.reorganise.behind import move_behind_sums
 from plait.passes.reorganise.ends import move_narrow_work
 from plait.passes.reorganise.products import move_products
+from plait.passes.reorganise.slices import move_slices
 
-__all__ = ["move_behind_sums", "move_narrow_work", "move_products"]
+__all__ = ["move_behind_sums", "move_narrow_work", "move_products", "move_slices"]

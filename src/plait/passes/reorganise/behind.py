@@ -20,6 +20,7 @@ from plait.passes import edit
 from plait.passes.domains import Domains, keeps_rows
 from plait.passes.edit import (
     PRODUCTS,
+    RESHAPES,
     Editor,
     argument,
     arguments,
@@ -31,10 +32,9 @@ from plait.passes.edit import (
     same_size,
     value,
 )
+from plait.passes.propagation import Factor, factor_of, is_one_number
 from plait.passes.reorganise.guards import is_more_work
 from plait.passes.structure import read_sizes_from_structure
-
-_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default)
 
 
 def move_behind_sums(graph: Graph, domains: Domains) -> list[str]:
@@ -85,16 +85,14 @@ def _is_product_of_rows(node: Node, domains: Domains) -> bool:
 
 def _linear_operands(node: Node) -> list[Any]:
     """What a linear function of edge rows is a function of."""
-    if is_call(node, *_VIEWS):
+    if is_call(node, *RESHAPES):
         return [node.args[0]] if keeps_rows(node) and _has_same_rows(node, node.args[0]) else []
     if is_call(node, aten.neg.default):
         return [node.args[0]]
     if is_call(node, aten.add.Tensor, aten.sub.Tensor) and len(node.args) == 2 and not node.kwargs:
         return list(node.args) if all(is_tensor(item) and _same_shape(item, node) for item in node.args) else []
-    if is_call(node, aten.mul.Tensor):
-        scaled = _scaled(node)
-        return [] if scaled is None else [scaled[0]]
-    return []
+    scaled = _scaled(node)
+    return [] if scaled is None else [scaled[0]]
 
 
 def _has_same_rows(node: Node, other: Any) -> bool:
@@ -105,18 +103,18 @@ def _same_shape(a: Any, b: Any) -> bool:
     return same_shape(value(a).shape, value(b).shape)
 
 
-def _scaled(node: Node) -> tuple[Node, Any] | None:
-    """(x, s) of a product x * s with one number per edge, or with a number."""
-    for x, other in (node.args[:2], node.args[1::-1]):
-        if not isinstance(x, Node) or not _same_shape(x, node):
-            continue
-        if isinstance(other, int | float):
-            return x, other
-        if not is_tensor(other) or value(other).dim() != value(x).dim() or not _has_same_rows(node, other):
-            continue
-        if all(same_size(size, 1) for size in value(other).shape[1:]):
-            return x, other
-    return None
+def _scaled(node: Node) -> tuple[Node, Factor] | None:
+    """(x, factor) of a product or quotient by one number per edge, or by a number."""
+    found = factor_of(node)
+    if found is None:
+        return None
+    x, factor = found
+    if not _same_shape(x, node):
+        return None
+    is_per_row = is_one_number(factor.by) or (
+        _has_same_rows(node, factor.by) and all(same_size(size, 1) for size in value(factor.by).shape[1:])
+    )
+    return found if is_per_row else None
 
 
 @dataclass(frozen=True)
@@ -136,12 +134,12 @@ class _Sums:
             return self._reduced(self._scaled(item))
         if is_call(item, *PRODUCTS):
             return self._of_product(item)
-        if is_call(item, *_VIEWS):
+        if is_call(item, *RESHAPES):
             inner = self.of(arguments(item)[0])
             return self.edit.call(aten.reshape.default, inner, [self.edit.size(inner, 0), *value(item).shape[1:]])
         if is_call(item, aten.neg.default):
             return self.edit.call(aten.neg.default, self.of(arguments(item)[0]))
-        if is_call(item, aten.mul.Tensor):
+        if _scaled(item) is not None:
             return self._of_scaled(item)
         left, right = (self.of(operand) for operand in arguments(item))
         return self.edit.call(item.target, left, right)  # type: ignore[arg-type]
@@ -159,10 +157,12 @@ class _Sums:
     def _of_scaled(self, item: Node) -> Node:
         scaled = _scaled(item)
         assert scaled is not None
-        x, other = scaled
-        if not isinstance(other, Node):
-            return self.edit.call(aten.mul.Tensor, self.of(x), other)
-        scale = self.edit.call(aten.reshape.default, other, [self.edit.size(other, 0), 1])
+        x, factor = scaled
+        if is_one_number(factor.by):
+            return self.edit.call(factor.target, self.of(x), factor.by)
+        scale = self.edit.call(aten.reshape.default, factor.by, [self.edit.size(factor.by, 0), 1])
+        if factor.target is aten.div.Tensor:
+            scale = self.edit.call(aten.reciprocal.default, scale)
         if self.scale is not None:
             scale = self.edit.call(aten.mul.Tensor, self.scale, scale)
         return replace(self, scale=scale).of(x)
