@@ -41,6 +41,23 @@ def test_no_mask_is_searched_in_a_step() -> None:
     assert not any("index.Tensor" in note or "index_put" in note for note in record.notes), record.notes
 
 
+def test_a_mask_of_several_axes_chooses_rows() -> None:
+    """Nodes of small graphs laid out as [graph, place], and read back."""
+
+    def dense_and_back(x: Tensor, place: Tensor) -> Tensor:
+        rows = x.new_zeros(3 * 4, x.shape[1]).index_copy(0, place, torch.tanh(x)).view(3, 4, -1)
+        mask = torch.zeros(3 * 4, dtype=torch.bool).index_fill(0, place, True).view(3, 4)
+        mixed = rows + rows.sum(1, keepdim=True)
+        return mixed[mask].index_select(0, place.clamp(max=x.shape[0] - 1))
+
+    x, place = numbers(7, 3).requires_grad_(), torch.tensor([0, 1, 2, 4, 5, 6, 9])
+    with captures() as records:
+        assert_matches_eager(dense_and_back, x, place, compile=compiled, num_steps=2)
+
+    (record,) = records
+    assert not any("index.Tensor" in note for note in record.notes), record.notes
+
+
 def test_a_mask_of_values_is_searched_in_every_step() -> None:
     def large(x: Tensor, index: Tensor) -> Tensor:
         rows = x.index_select(0, index)

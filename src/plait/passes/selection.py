@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains
-from plait.passes.edit import Editor, arguments, aten, is_call, is_integral, is_tensor, replace, same_size, value
+from plait.passes.edit import Editor, arguments, aten, is_call, is_integral, is_tensor, replace, same_shape, value
 from plait.passes.structure import depends_on_graph_alone
 
 
@@ -26,18 +26,29 @@ def select_by_position(graph: Graph, domains: Domains) -> list[str]:
             continue
         names.append(node.name)
         edit = Editor(graph, node)
-        replace(node, edit.call(operators.gather, arguments(node)[0], _positions(edit, node, mask)))
+        replace(node, edit.call(operators.gather, _rows(edit, node, mask), _positions(edit, node, mask)))
     return names
 
 
 def _mask_of_rows(node: Node) -> Node | None:
-    """The mask of x[mask], where x has floats and the mask an entry per row."""
+    """The mask of x[mask], where x has floats and the mask an entry per row; rows may be laid out along several axes."""
     if not is_call(node, aten.index.Tensor) or is_integral(node):
         return None
     x, indices = arguments(node)
-    if len(indices) != 1 or not is_tensor(indices[0]) or value(indices[0]).dtype != torch.bool or value(indices[0]).dim() != 1:
+    if len(indices) != 1 or not is_tensor(indices[0]) or value(indices[0]).dtype != torch.bool:
         return None
-    return indices[0] if same_size(value(x).shape[0], value(indices[0]).shape[0]) else None
+    shape = value(indices[0]).shape
+    return indices[0] if len(shape) > 0 and same_shape(shape, value(x).shape[: len(shape)]) else None
+
+
+def _rows(edit: Editor, chosen: Node, mask: Node) -> Node:
+    """What the rows are chosen of, with one axis for all rows."""
+    x = arguments(chosen)[0]
+    rank = value(mask).dim()
+    if rank == 1:
+        return x  # type: ignore[no-any-return]
+    inner = [edit.size(x, axis) for axis in range(rank, value(x).dim())]
+    return edit.call(aten.reshape.default, x, [-1, *inner])
 
 
 _SAME = (aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.select.int, aten._to_copy.default, aten.clone.default)
@@ -59,6 +70,9 @@ def is_selection(index: Node) -> bool:
 
 def _positions(edit: Editor, chosen: Node, mask: Node) -> Node:
     """Where `mask` is set: int64, as many as `chosen` has rows."""
+    if value(mask).dim() > 1:
+        mask = edit.call(aten.reshape.default, mask, [-1])
     numbers = edit.call(aten.arange.start, 0, edit.size(mask, 0), device=value(mask).device)
     # not evaluated: the number of rows has a symbol already, and would get another one
-    return edit.valued(value(mask).new_empty((value(chosen).shape[0],), dtype=torch.int64), aten.index.Tensor, numbers, [mask])
+    val = value(mask).new_empty((value(chosen).shape[0],), dtype=torch.int64)
+    return edit.valued(val, aten.index.Tensor, numbers, [mask])
