@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from plait.native import library
 from tests.awkward import random_graph
 from tests.capture.compiled import captures, compiled
-from tests.check import assert_same_numbers
+from tests.check import assert_matches_eager, assert_same_numbers
 from tests.models import Case, node_features
+from tests.passes.tracing import numbers
 
 SIZES = [(30, 200), (41, 77), (100, 100), (12, 500), (64, 65), (90, 301)]
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -156,3 +158,17 @@ def test_size_1_after_others_is_right() -> None:
         got, want = step(call, *size), step(model, *size)
 
         assert_same_numbers(got, want)
+
+
+def test_a_view_of_what_lies_otherwise_in_memory_copies() -> None:
+    """A number put where a mask is set has the layout of its base in eager; a choice need not have it."""
+
+    def padded(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
+        rows = x.view(3, 4, 2).transpose(0, 1)
+        rows = rows.index_put((mask,), torch.zeros(()))
+        return rows.transpose(0, 1).view(-1, 2).index_select(0, index)
+
+    mask = torch.tensor([[True, False, False], [False] * 3, [True, True, False], [False] * 3])
+    x, index = numbers(12, 2).requires_grad_(), torch.tensor([0, 3, 3, 11])
+    fixed = functools.partial(torch.compile, backend="plait", dynamic=False)
+    assert_matches_eager(padded, x, mask, index, compile=fixed, num_steps=2)

@@ -254,6 +254,27 @@ def test_product_stays_where_the_nodes_are_more() -> None:
     assert (len(moved), len(moved_to_fewer)) == (0, 1)
 
 
+SELECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nonzero": lambda mask: mask.nonzero().view(-1),
+    "a column of nonzero": lambda mask: mask.nonzero()[:, 0],
+    "numbers at a mask": lambda mask: torch.arange(N)[mask],
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_product_of_rows_chosen_by_a_mask_stays(name: str) -> None:
+    """They are never more than there are rows; a layer with a weight per degree or type would multiply all rows by each."""
+
+    def function(x: Tensor, weight: Tensor, kind: Tensor) -> Tensor:
+        return gathered(x, SELECTIONS[name](kind == 1)) @ weight
+
+    inputs = (X, WEIGHT, torch.arange(N) % 3)
+    graph_module, moved = moved_products(function, *inputs)
+
+    assert moved == []
+    assert_same_law(graph_module, function, inputs)
+
+
 def test_product_of_nodes_read_by_position_stays() -> None:
     """x[batch] are nodes, not edges: maps point into them too. The table has rows that nobody reads."""
 

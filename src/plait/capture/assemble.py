@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes
 
 from plait import operators
+from plait.capture.inplace import write_in_place
 from plait.capture.launch import PRODUCTS, QUICK, Launch, StructureCall
 from plait.capture.lower import DTYPES, Lowered, lower
 from plait.capture.lower_ops import LOWERINGS
@@ -84,6 +85,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
         gm.recompile()
         gm = compile_rest(gm, record)
     else:
+        write_in_place(graph)
         quicken(graph)
     gm.recompile()
     record.dump_graph(f"{direction}_final", gm)

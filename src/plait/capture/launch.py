@@ -165,7 +165,8 @@ def transposed(tensor: Tensor) -> Tensor:
 
 @_view
 def viewed(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    return tensor.view(shape)
+    # a rewritten value may lie otherwise in memory than the one that was traced; nothing is written to, so a copy will do
+    return tensor.reshape(shape)
 
 
 # products that write into buffers of the pool

@@ -158,12 +158,22 @@ class Editor:
         self.anchor = anchor
 
     def call(self, target: Target, *args: Any, **kwargs: Any) -> Node:
+        node = self._add(target, args, kwargs)
+        node.meta["val"] = evaluate(node)
+        return node
+
+    def valued(self, val: Any, target: Target, *args: Any) -> Node:
+        """A call whose fake value is given."""
+        node = self._add(target, args, {})
+        node.meta["val"] = val
+        return node
+
+    def _add(self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
         with self.graph.inserting_before(self.anchor):
             node = self.graph.call_function(target, args, kwargs)
         for key in _PROVENANCE:
             if key in self.anchor.meta:
                 node.meta[key] = self.anchor.meta[key]
-        node.meta["val"] = evaluate(node)
         return node
 
     def size(self, node: Node, axis: int) -> Any:

@@ -1,4 +1,4 @@
-"""Calls that change nothing, out of the joint graph: `detach(x) = x` (gradients are written out there), `t(t(x)) = x`."""
+"""Calls that change no number: `detach(x) = x` (a joint graph has its gradients written out), `t(t(x)) = x`; views."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def _original(node: Node) -> Node | None:
         inner = node.all_input_nodes[0]
         return inner.all_input_nodes[0] if is_call(inner, aten.t.default) else None
     return None
+
+
+def copy_where_needed(graph: Graph) -> None:
+    """Every `view` becomes a `reshape`: what it views may lie otherwise in memory now, and the next trace decides again."""
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default

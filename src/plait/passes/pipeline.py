@@ -12,11 +12,12 @@ from plait.passes import domains
 from plait.passes.axes import lead_rows
 from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.dropout import decide_dropout
-from plait.passes.identities import drop_identities
+from plait.passes.identities import copy_where_needed, drop_identities
 from plait.passes.norms import expand_norms
 from plait.passes.order import order_products
 from plait.passes.order_costs import Setting
 from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products, move_slices
+from plait.passes.selection import select_by_position
 from plait.passes.structure import merge_equal
 
 
@@ -59,6 +60,16 @@ def _axes(graph: Graph, setting: Setting) -> Remarks:
     return Remarks()
 
 
+def _selection(graph: Graph, setting: Setting) -> Remarks:
+    select_by_position(graph, domains.infer(graph))
+    return Remarks()
+
+
+def _views(graph: Graph, setting: Setting) -> Remarks:
+    copy_where_needed(graph)
+    return Remarks()
+
+
 def _merge(graph: Graph, setting: Setting) -> Remarks:
     merge_equal(graph)
     return Remarks()
@@ -98,6 +109,7 @@ FORWARD: tuple[Pass, ...] = (
     Pass("fills", _fills),  # first: canonicalize recognises what is scattered onto by its constant
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
     Pass("axes", _axes),  # rows of every edge value in front, before anything asks for domains
+    Pass("selection", _selection),  # before equal positions become one
     Pass("merge", _merge),  # two layers' self-loop handling must be one before it is cut off as structure
     Pass("dropout", _dropout, required=True),  # needs the domains; before autograd, so that the backward has the same draws
     Pass("norms", _norms),  # before autograd, which then derives gradients that fuse, too
@@ -109,6 +121,7 @@ FORWARD: tuple[Pass, ...] = (
     Pass("merge_moved", _merge),  # counts and node values that several sums and ends have in common
     Pass("slices", _slices),  # behind the laws, which compare how many rows there are: of edges that are left nobody knows
     Pass("order", _order),  # after the laws, which make products before gathers; before autograd, which follows the order
+    Pass("views", _views, required=True),  # last: what a pass made may lie otherwise in memory than what it stands for
 )
 
 JOINT: tuple[Pass, ...] = (

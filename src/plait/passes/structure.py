@@ -99,6 +99,24 @@ def _is_structural_call(node: Node) -> bool:
     return True
 
 
+def depends_on_graph_alone(node: Node) -> bool:
+    """Whether a value is made of int tensors and sizes only, and the same every time: whether it can become structure."""
+    stack, seen = [node], {node}
+    while stack:
+        item = stack.pop()
+        if item.op != "call_function":
+            if item.op != "placeholder" or (is_tensor(item) and not is_integral(item)):
+                return False
+            continue
+        if is_call(item, aten.sym_size.int, aten.sym_numel.default):
+            continue  # a size: no data
+        if not _is_structural_call(item):
+            return False
+        stack.extend(operand for operand in item.all_input_nodes if operand not in seen)
+        seen.update(item.all_input_nodes)
+    return True
+
+
 def structural_nodes(graph: Graph) -> list[Node]:
     """Calls that depend on ints alone, among those whose int inputs also decide an index map; in graph order."""
     free = _free_nodes(graph)

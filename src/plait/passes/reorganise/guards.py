@@ -10,6 +10,7 @@ from torch.fx.experimental.symbolic_shapes import optimization_hint
 from plait.passes.domains import Domains
 from plait.passes.edit import value
 from plait.passes.reorganise.terms import Form
+from plait.passes.selection import is_selection
 
 # of smaller sizes nothing is concluded: the first graph seen may be tiny, and the compiled model is for all that follow
 _MIN_ROWS = 512
@@ -25,9 +26,9 @@ def expected(size: Any) -> int | None:
 
 
 def leaves_edges(form: Form, domains: Domains) -> bool:
-    """Whether the terms of a form are gathered to edges: nodes read at the positions of a batch are no edges, if there are
-    maps into those nodes too."""
-    return all(domains.is_edge(end.index) for end in form.ends)
+    """Whether the terms of a form are gathered to edges. Nodes read at the positions of a batch are no edges, if there are
+    maps into those nodes too; rows chosen by a mask are fewer than before, not more."""
+    return all(domains.is_edge(end.index) and not is_selection(end.index) for end in form.ends)
 
 
 def is_more_work(before: list[tuple[Any, float]], after: list[tuple[Any, float]]) -> bool:

@@ -1,0 +1,58 @@
+"""Rows written into the tensor that is at hand, where the functional graph would copy it first.
+
+`out[index] = rows` in a loop is a chain of calls that each copy all of `out`. Where a call makes a tensor that nobody reads
+after the write, the write goes there, as it did in the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
+
+from plait.capture.launch import Launch
+from plait.passes.canonicalize import fill_value
+from plait.passes.edit import arguments, aten, is_call
+
+WRITES: dict[Any, Any] = {
+    aten.index_copy.default: aten.index_copy_.default,
+    aten.index_fill.int_Scalar: aten.index_fill_.int_Scalar,
+    aten.index_put.default: aten.index_put_.default,
+}
+# what they return is a tensor of its own, whatever it is made of
+_FRESH = (
+    aten.clone.default,
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.new_empty.default,
+    aten.repeat.default,
+)
+
+
+def write_in_place(graph: Graph) -> None:
+    """Edits a graph that is about to run: its order is that of the calls."""
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    fresh: set[Node] = set()
+    for node in graph.nodes:
+        if is_call(node, *WRITES):
+            base = arguments(node)[0]
+            is_last = all(user is node or _is_done(user, place[node], place) for user in base.users)
+            if base in fresh and is_last and tree_leaves(node.args).count(base) == 1:
+                node.target = WRITES[node.target]
+            fresh.add(node)  # a copy, or a tensor that only this name stands for from here on
+        elif is_call(node, *_FRESH) or fill_value(node) is not None:
+            fresh.add(node)
+
+
+def _is_done(user: Node, now: int, place: dict[Node, int]) -> bool:
+    """Whether a reader has read when call number `now` runs, and has left no view to read later."""
+    return place[user] < now and not _may_alias(user)
+
+
+def _may_alias(node: Node) -> bool:
+    if isinstance(node.target, Launch):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    # what is no operator, and the unsafe views, hand on memory without saying so
+    return schema is None or "view" in schema.name or any(item.alias_info is not None for item in schema.returns)
