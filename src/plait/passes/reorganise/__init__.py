@@ -2,6 +2,8 @@
 
 from plait.passes.reorganise.behind import move_behind_sums
 from plait.passes.reorganise.ends import move_narrow_work
+from plait.passes.reorganise.outer import move_outer_products
 from plait.passes.reorganise.products import move_products
+from plait.passes.reorganise.types import move_typed_products
 
-__all__ = ["move_behind_sums", "move_narrow_work", "move_products"]
+__all__ = ["move_behind_sums", "move_narrow_work", "move_outer_products", "move_products", "move_typed_products"]

@@ -34,7 +34,7 @@ from plait.passes.edit import (
 from plait.passes.reorganise.guards import is_more_work
 from plait.passes.structure import read_sizes_from_structure
 
-_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default)
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim)
 
 
 def move_behind_sums(graph: Graph, domains: Domains) -> list[str]:
