@@ -24,7 +24,8 @@ IMPORTS: dict[str, set[str]] = {
     "structure_cache": {"errors", "config"},
     "graph": {"errors", "config", "native", "memory", "structure_cache"},  # memory: the orderings' buffers come from the pool
     "segment": {"errors", "graph"},
-    "operators": {"errors", "segment"},
+    "grouped": {"errors"},
+    "operators": {"errors", "segment", "grouped"},
     "ir": {"errors", "graph", "segment"},
     "costs": {"errors", "config"},
     "passes": {"errors", "config", "costs", "ir", "segment", "operators"},

@@ -1,4 +1,5 @@
-"""`plait::gather`, `segment_reduce`, `take`, `uniform`, `dropout`: real torch operators, so that a graph runs after every pass.
+"""`plait::gather`, `segment_reduce`, `take`, `uniform`, `dropout`, and products by type: real torch operators, so that a graph
+runs after every pass.
 
 Each has an eager kernel in plain torch (any device), a fake kernel and, where a gradient exists, an autograd formula written in
 these same operators and aten; differentiating twice therefore works in eager mode.
@@ -8,12 +9,14 @@ Legend: N coarse rows, E fine rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import _constrain_range_for_size
 
-from plait import segment
+from plait import grouped, segment
 
 _LIBRARY = torch.library.Library("plait", "DEF")
 # wrap: entries in [-N, 0) count from the end, as in x[index]; without it they are an error, as in x.index_select(0, index)
@@ -27,6 +30,10 @@ _LIBRARY.define("take(Tensor x, Tensor rows) -> Tensor")
 _LIBRARY.define("put(Tensor x, Tensor rows, SymInt num_rows) -> Tensor")
 _LIBRARY.define("uniform(Tensor seed, SymInt num_rows, SymInt[] inner_shape, ScalarType dtype) -> Tensor")
 _LIBRARY.define("dropout(Tensor x, float p) -> Tensor")
+# see `plait.grouped`; wrap: of rows, as above
+_LIBRARY.define("pairs(Tensor? rows, Tensor types, SymInt num_types) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define("grouped_mm(Tensor x, Tensor? rows, Tensor weight, Tensor indptr, bool wrap=False) -> Tensor")
+_LIBRARY.define("grouped_total(Tensor x, Tensor? rows, Tensor y, Tensor indptr, bool wrap=False) -> Tensor")
 
 
 def wrapped(index: Tensor, num_rows: int) -> Tensor:
@@ -71,13 +78,24 @@ def _dropout(x: Tensor, p: float) -> Tensor:
     return torch.native_dropout(x, p, True)[0]
 
 
-_KERNELS = {
+def _grouped_mm(x: Tensor, rows: Tensor | None, weight: Tensor, indptr: Tensor, wrap: bool = False) -> Tensor:
+    return grouped.grouped_mm(x, wrapped(rows, x.shape[0]) if wrap and rows is not None else rows, weight, indptr)
+
+
+def _grouped_total(x: Tensor, rows: Tensor | None, y: Tensor, indptr: Tensor, wrap: bool = False) -> Tensor:
+    return grouped.grouped_total(x, wrapped(rows, x.shape[0]) if wrap and rows is not None else rows, y, indptr)
+
+
+_KERNELS: dict[str, Callable[..., Any]] = {
     "gather": _gather,
     "segment_reduce": _segment_reduce,
     "take": _take,
     "put": _put,
     "uniform": _uniform,
     "dropout": _dropout,
+    "pairs": grouped.pairs,
+    "grouped_mm": _grouped_mm,
+    "grouped_total": _grouped_total,
 }
 for _name, _kernel in _KERNELS.items():
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
@@ -111,12 +129,34 @@ def _fake_dropout(x: Tensor, p: float) -> Tensor:
     return torch.empty_like(x)
 
 
+def _fake_pairs(rows: Tensor | None, types: Tensor, num_types: int) -> tuple[Tensor, Tensor, Tensor]:
+    num_pairs: Any = types.shape[0]
+    shape_env = torch._guards.detect_fake_mode(types).shape_env  # type: ignore[union-attr]
+    is_empty = isinstance(num_pairs, int) and num_pairs == 0  # a size that is not known yet must not be asked
+    if rows is not None and not is_empty and shape_env is not None:
+        num_pairs = shape_env.create_unbacked_symint()
+        _constrain_range_for_size(num_pairs, max=types.shape[0] if isinstance(types.shape[0], int) else None)
+    pair, row = (types.new_empty(size, dtype=torch.int64) for size in (types.shape[0], num_pairs))
+    return pair, row, types.new_empty(num_types + 1, dtype=torch.int64)
+
+
+def _fake_grouped_mm(x: Tensor, rows: Tensor | None, weight: Tensor, indptr: Tensor, wrap: bool = False) -> Tensor:
+    return x.new_empty(((x if rows is None else rows).shape[0], weight.shape[2]))
+
+
+def _fake_grouped_total(x: Tensor, rows: Tensor | None, y: Tensor, indptr: Tensor, wrap: bool = False) -> Tensor:
+    return x.new_empty((indptr.shape[0] - 1, x.shape[1], y.shape[1]))
+
+
 torch.library.register_fake("plait::gather", _fake_gather, lib=_LIBRARY)
 torch.library.register_fake("plait::segment_reduce", _fake_segment_reduce, lib=_LIBRARY)
 torch.library.register_fake("plait::take", _fake_gather, lib=_LIBRARY)
 torch.library.register_fake("plait::put", _fake_put, lib=_LIBRARY)
 torch.library.register_fake("plait::uniform", _fake_uniform, lib=_LIBRARY)
 torch.library.register_fake("plait::dropout", _fake_dropout, lib=_LIBRARY)
+torch.library.register_fake("plait::pairs", _fake_pairs, lib=_LIBRARY)
+torch.library.register_fake("plait::grouped_mm", _fake_grouped_mm, lib=_LIBRARY)
+torch.library.register_fake("plait::grouped_total", _fake_grouped_total, lib=_LIBRARY)
 
 gather = torch.ops.plait.gather.default
 segment_reduce = torch.ops.plait.segment_reduce.default
@@ -124,6 +164,9 @@ take = torch.ops.plait.take.default
 put = torch.ops.plait.put.default
 uniform = torch.ops.plait.uniform.default
 dropout = torch.ops.plait.dropout.default
+pairs = torch.ops.plait.pairs.default
+grouped_mm = torch.ops.plait.grouped_mm.default
+grouped_total = torch.ops.plait.grouped_total.default
 
 
 def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -191,3 +234,44 @@ def _put_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 
 torch.library.register_autograd("plait::take", _take_backward, setup_context=_take_setup, lib=_LIBRARY)
 torch.library.register_autograd("plait::put", _put_backward, setup_context=_put_setup, lib=_LIBRARY)
+
+
+def _grouped_mm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, rows, weight, indptr, ctx.wrap = inputs
+    ctx.save_for_backward(x, rows, weight, indptr)
+
+
+def _grouped_mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, rows, weight, indptr = ctx.saved_tensors
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _to_rows(grouped_mm(grad, None, weight.transpose(1, 2), indptr), x, rows, ctx.wrap)
+    if ctx.needs_input_grad[2]:
+        grad_weight = grouped_total(x, rows, grad, indptr, ctx.wrap)
+    return grad_x, None, grad_weight, None, None
+
+
+def _to_rows(values: Tensor, x: Tensor, rows: Tensor | None, wrap: bool) -> Tensor:
+    """The sum of a value per pair over the pairs of each row of x."""
+    return values if rows is None else segment_reduce(values, rows, x.shape[0], "sum", wrap=wrap)
+
+
+def _grouped_total_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, rows, y, indptr, ctx.wrap = inputs
+    ctx.save_for_backward(x, rows, y, indptr)
+
+
+def _grouped_total_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, rows, y, indptr = ctx.saved_tensors
+    grad_x = grad_y = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _to_rows(grouped_mm(y, None, grad.transpose(1, 2), indptr), x, rows, ctx.wrap)
+    if ctx.needs_input_grad[2]:
+        grad_y = grouped_mm(x, rows, grad, indptr, ctx.wrap)
+    return grad_x, None, grad_y, None, None
+
+
+torch.library.register_autograd("plait::grouped_mm", _grouped_mm_backward, setup_context=_grouped_mm_setup, lib=_LIBRARY)
+torch.library.register_autograd(
+    "plait::grouped_total", _grouped_total_backward, setup_context=_grouped_total_setup, lib=_LIBRARY
+)

@@ -6,6 +6,7 @@ weights). Through an index map two domains meet: its own rows are *fine*, the ro
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ _UNTAGGED = frozenset(
         aten.softplus_backward.default,
     }
 )
-_FIRST_OPERAND_PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1, aten.bmm.default: 0}
+_ROW_OPERANDS = {aten.mm.default: (0,), aten.addmm.default: (1,), aten.bmm.default: (0, 1)}  # of products
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,18 @@ def infer(graph: Graph) -> Domains:
             classes.join(values, index)
             maps.setdefault(index, []).append(node)
             continue
+        if is_call(node, operators.grouped_mm):
+            x, index = node.args[:2]
+            if index is None:
+                classes.join(node, x)
+                continue
+            classes.join(node, index)
+            maps.setdefault(index, []).append(x)
+            continue
+        if is_call(node, operator.getitem) and is_call(node.args[0], operators.pairs):
+            if node.args[1] == 0:  # the pair of each edge
+                classes.join(node, arguments(node.args[0])[1])
+            continue
         if is_call(node, aten.select.int) and value(node).dim() == 1 and _axis(node) == 0:
             # edge_index[0] and edge_index[1] are columns of one table: entry k of both belongs to the same edge
             key = (node.args[0], 0)
@@ -171,8 +184,8 @@ def aligned(node: Node) -> list[Node]:
     """Inputs whose row r alone decides row r of the result."""
     if node.op != "call_function":
         return []
-    if node.target in _FIRST_OPERAND_PRODUCTS:
-        return [arguments(node)[_FIRST_OPERAND_PRODUCTS[node.target]]]
+    if node.target in _ROW_OPERANDS:
+        return [arguments(node)[position] for position in _ROW_OPERANDS[node.target]]
     if node.target in _ROW_VIEWS or _is_elementwise(node):
         return [operand for operand in node.all_input_nodes if _shares_rows(node, operand)]
     return []

@@ -6,6 +6,7 @@ computes the new value and copies where in the user's model the node came from.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -192,7 +193,9 @@ def evaluate(node: Node) -> Any:
     mode = torch._guards.detect_fake_mode(fakes) or torch._guards.detect_fake_mode([value(item) for item in node.graph.nodes])
     if mode is None:
         return node.target(*args, **kwargs)
-    with mode, torch.no_grad():
+    # a size that depends on data is a new symbol; nobody waits for this one, since AOTAutograd makes its own
+    unnoticed = mode.shape_env.ignore_fresh_unbacked_symbols() if mode.shape_env is not None else contextlib.nullcontext()
+    with mode, torch.no_grad(), unnoticed:
         return node.target(*args, **kwargs)
 
 

@@ -16,7 +16,14 @@ from plait.passes.identities import copy_where_needed, drop_identities
 from plait.passes.norms import expand_norms
 from plait.passes.order import order_products
 from plait.passes.order_costs import Setting
-from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products, move_slices
+from plait.passes.reorganise import (
+    move_behind_sums,
+    move_narrow_work,
+    move_outer_products,
+    move_products,
+    move_slices,
+    move_typed_products,
+)
 from plait.passes.selection import select_by_position
 from plait.passes.structure import merge_equal
 
@@ -89,6 +96,14 @@ def _products(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(moved=tuple(move_products(graph, domains.infer(graph))))
 
 
+def _types(graph: Graph, setting: Setting) -> Remarks:
+    return Remarks(moved=tuple(move_typed_products(graph, domains.infer(graph))))
+
+
+def _outer(graph: Graph, setting: Setting) -> Remarks:
+    return Remarks(moved=tuple(move_outer_products(graph, domains.infer(graph))))
+
+
 def _narrow(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(moved=tuple(move_narrow_work(graph, domains.infer(graph))))
 
@@ -114,6 +129,8 @@ FORWARD: tuple[Pass, ...] = (
     Pass("dropout", _dropout, required=True),  # needs the domains; before autograd, so that the backward has the same draws
     Pass("norms", _norms),  # before autograd, which then derives gradients that fuse, too
     # the laws run before autograd, so that gradients are derived from what they leave: products over nodes, too
+    Pass("types", _types),  # first: what it makes is gathered, and a product behind it can go to the pairs
+    Pass("outer", _outer),  # before products and sums: what it makes has a plain weight, which they move
     Pass("products", _products),  # before the cheap work: where a product is gone, the values between are gathered instead
     Pass("merge_products", _merge),  # both ends may have got the same product of the same rows
     Pass("narrow", _narrow),  # decides by what is gathered, so equal gathers must be one by now
