@@ -1,26 +1,34 @@
 """A (X W) or (A X) W: the order plait chooses against both fixed orders and PyTorch Geometric's own, 2-layer GCN and SAGE.
 
-usage: python benchmarks/order.py [--data DIR] [--hidden 8 32 128 ...] [--models gcn sage] [--rounds 5] [--json FILE]
+usage: python benchmarks/order.py [--data DIR] [--graphs arxiv-sized ...] [--models gcn sage] [--hidden 8 32 128 ...]
+       [--plans cached uncached infer] [--rounds 5] [--store FILE.json] [--part 2/9] [--minutes 9]
 
 All orders run in plait, in one process, taking turns; "as written" is PyTorch Geometric's: products first in GCN, behind in
 SAGE. Graphs: the shape of ogbn-arxiv and a dense one, generated; with --data also PubMed and Coauthor CS. Features get no
 gradient, as in training; the first layer's weight does.
+
+Plans: a training step that keeps what it likes (cached), one under the smallest `memory_budget` there is, where the backward
+computes again what it reads (uncached), and inference. With --store, what the file has is not measured again, and the table is
+of all that it has: the whole may be measured in parts, or some minutes at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
+import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from plait.config import ORDERS
 from plait.tools import generate
@@ -32,6 +40,7 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "sage": lambda a, b: pyg.SAGEConv(a, b),
 }
 FIXED = ("first", "behind")
+PLANS = ("cached", "uncached", "infer")
 
 
 @dataclass(frozen=True)
@@ -57,61 +66,97 @@ def generated(name: str, num_nodes: int, num_edges: int, width: int, num_classes
     return Data(name, generate.features(num_nodes, width, seed=1), edges, num_classes)
 
 
-def data_sets(directory: str | None) -> Iterator[Data]:
-    yield generated("arxiv-sized", 169_343, 2_332_486, 128, 40)
-    yield generated("20k/1M", 20_000, 1_000_000, 128, 40)
-    for name, path in (("pubmed", "planetoid/pubmed.npz"), ("coauthor_cs", "nodeclass/coauthor_cs.npz")):
-        if directory is None:
-            continue
-        file = NpzFile(pathlib.Path(directory) / path)
-        edge_index, num_nodes = read_edges(file)
-        x = read_features(file, num_nodes)
-        assert x is not None
-        yield Data(name, x, edge_index, 3 if name == "pubmed" else 15)
+def read(name: str, path: pathlib.Path, num_classes: int) -> Data:
+    file = NpzFile(path)
+    edge_index, num_nodes = read_edges(file)
+    x = read_features(file, num_nodes)
+    assert x is not None
+    return Data(name, x, edge_index, num_classes)
 
 
-def steps(model: nn.Module, data: Data, order: str) -> dict[str, Callable[[], Any]]:
-    """A training step and an inference of the model under one order."""
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="plait", options={"order": order})
+def graphs(directory: str | None) -> dict[str, Callable[[], Data]]:
+    """What there is to measure on, made when it is wanted."""
+    found: dict[str, Callable[[], Data]] = {
+        "arxiv-sized": lambda: generated("arxiv-sized", 169_343, 2_332_486, 128, 40),
+        "20k/1M": lambda: generated("20k/1M", 20_000, 1_000_000, 128, 40),
+    }
+    if directory is not None:
+        root = pathlib.Path(directory)
+        found["pubmed"] = lambda: read("pubmed", root / "planetoid" / "pubmed.npz", 3)
+        found["coauthor_cs"] = lambda: read("coauthor_cs", root / "nodeclass" / "coauthor_cs.npz", 15)
+    return found
+
+
+def step_of(model: nn.Module, data: Data, order: str, plan: str) -> Callable[[], Tensor]:
+    """A training step or an inference of the model under one order and plan; it has run once."""
     cotangent = torch.randn(len(data.x), data.num_classes, generator=torch.Generator().manual_seed(0))
 
-    def train() -> Tensor:
-        model.zero_grad()
-        out: Tensor = compiled(data.x, data.edge_index)
-        out.backward(cotangent)
-        return out.detach()
+    def step(options: dict[str, Any]) -> Callable[[], Tensor]:
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="plait", options={"order": order, **options})
 
-    def infer() -> Tensor:
-        with torch.no_grad():
+        def train() -> Tensor:
+            model.zero_grad()
             out: Tensor = compiled(data.x, data.edge_index)
-        return out
+            out.backward(cotangent)
+            return out.detach()
 
-    return {"train": train, "infer": infer}
+        def infer() -> Tensor:
+            with torch.no_grad():
+                out: Tensor = compiled(data.x, data.edge_index)
+            return out
+
+        run = infer if plan == "infer" else train
+        run()
+        return run
+
+    if plan != "uncached":
+        return step({})
+    try:
+        return step({"memory_budget": 1})
+    except BackendCompilerFailed as error:  # a MemoryBudgetError, which says what the smallest is
+        smallest = re.search(r"Allow at least (\d+) bytes", str(error))
+        if smallest is None:
+            raise
+        return step({"memory_budget": int(smallest[1])})
 
 
-def measure(name: str, data: Data, hidden: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds by kind and order. Every order is checked against the one as written."""
+def measure(name: str, data: Data, hidden: int, plan: str, rounds: int) -> dict[str, float]:
+    """Median seconds by order. Every order is checked against the one as written."""
     torch.manual_seed(0)
     model = TwoLayers(MODELS[name], (data.x.shape[1], hidden, data.num_classes))
-    runs = {order: steps(model, data, order) for order in ORDERS}
-    medians: dict[str, dict[str, float]] = {}
-    for kind in ("train", "infer"):
-        expected = None
-        for order in ("as_written", *ORDERS):
-            result = runs[order][kind]()
-            expected = result if expected is None else expected
-            difference = ((result - expected).abs().max() / expected.abs().max()).item()
-            if not difference < 1e-4:
-                raise SystemExit(f"{name} on {data.name}, hidden {hidden}: order {order} is wrong by {difference:.1e}")
-        times: dict[str, list[float]] = {order: [] for order in ORDERS}
-        for number in range(rounds):
-            for order in ORDERS[number % len(ORDERS) :] + ORDERS[: number % len(ORDERS)]:
-                start = time.perf_counter()
-                runs[order][kind]()
-                times[order].append(time.perf_counter() - start)
-        medians[kind] = {order: statistics.median(samples) for order, samples in times.items()}
-    return medians
+    runs = {order: step_of(model, data, order, plan) for order in ORDERS}
+    expected = runs["as_written"]()
+    for order, run in runs.items():
+        difference = ((run() - expected).abs().max() / expected.abs().max()).item()
+        if not difference < 1e-4:
+            raise SystemExit(f"{name} on {data.name}, hidden {hidden}, {plan}: order {order} is wrong by {difference:.1e}")
+    times: dict[str, list[float]] = {order: [] for order in ORDERS}
+    for number in range(rounds):
+        for order in ORDERS[number % len(ORDERS) :] + ORDERS[: number % len(ORDERS)]:
+            start = time.perf_counter()
+            runs[order]()
+            times[order].append(time.perf_counter() - start)
+    return {order: statistics.median(samples) for order, samples in times.items()}
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print("| graph | model | hidden | plan | first | behind | auto | auto against the better | auto against as written |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = " | ".join(f"{1e3 * row[order]:.1f} ms" for order in (*FIXED, "auto"))
+        better, written = min(row[order] for order in FIXED) / row["auto"], row["as_written"] / row["auto"]
+        print(f"| {row['graph']} | {row['model']} | {row['hidden']} | {row['plan']} | {cells} | {better:.2f} | {written:.2f} |")
+    for plan in PLANS:
+        found = [row for row in rows if row["plan"] == plan]
+        if not found:
+            continue
+        ratios = [row["as_written"] / row["auto"] for row in found]
+        worst = min(min(row[order] for order in FIXED) / row["auto"] for row in found)
+        print(
+            f"\n{plan}, {len(found)} cells: against as written a geometric mean of {statistics.geometric_mean(ratios):.2f}, "
+            f"{max(ratios):.2f} at most; against the better fixed order never below {worst:.2f}"
+        )
 
 
 def main() -> None:
@@ -120,29 +165,40 @@ def main() -> None:
     parser.add_argument("--graphs", nargs="*", help="names; default: all there are")
     parser.add_argument("--hidden", nargs="+", type=int, default=HIDDEN)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--plans", nargs="+", default=PLANS, choices=PLANS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json")
+    parser.add_argument("--store", type=pathlib.Path, help="results; what is there is not measured again")
+    parser.add_argument("--part", default="1/1", help="K/N: the Kth of N parts of the table, nothing if it is 0")
+    parser.add_argument("--minutes", type=float, help="begin nothing new after so long")
     arguments = parser.parse_args()
-    rows = []
-    print("| graph | model | hidden | | first | behind | auto | auto against the better | auto against as written |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for data in data_sets(arguments.data):
-        if arguments.graphs and data.name not in arguments.graphs:
+    part, num_parts = map(int, arguments.part.split("/"))
+    started = time.monotonic()
+    makers = graphs(arguments.data)
+    names = [name for name in makers if not arguments.graphs or name in arguments.graphs]
+    wanted = list(itertools.product(names, arguments.models, arguments.hidden, arguments.plans))
+    rows: list[dict[str, Any]] = []
+    if arguments.store is not None and arguments.store.exists():
+        rows = json.loads(arguments.store.read_text())
+    there = {(row["graph"], row["model"], row["hidden"], row["plan"]) for row in rows}
+    data: Data | None = None
+    for cell in wanted[part - 1 :: num_parts] if part else []:
+        if cell in there:
             continue
-        for name in arguments.models:
-            for hidden in arguments.hidden:
-                for kind, found in measure(name, data, hidden, arguments.rounds).items():
-                    better = min(found[order] for order in FIXED) / found["auto"]
-                    written = found["as_written"] / found["auto"]
-                    cells = " | ".join(f"{1e3 * found[order]:.1f} ms" for order in (*FIXED, "auto"))
-                    print(f"| {data.name} | {name} | {hidden} | {kind} | {cells} | {better:.2f} | {written:.2f} |", flush=True)
-                    rows.append({"graph": data.name, "model": name, "hidden": hidden, "kind": kind, **found})
-                if arguments.json:
-                    pathlib.Path(arguments.json).write_text(json.dumps(rows, indent=1))
-    ratios = [row["as_written"] / row["auto"] for row in rows]
-    worst = min(min(row[order] for order in FIXED) / row["auto"] for row in rows)
-    print(f"\nagainst as written: geometric mean {statistics.geometric_mean(ratios):.2f}, largest {max(ratios):.2f}")
-    print(f"against the better fixed order: never below {worst:.2f}")
+        if arguments.minutes is not None and time.monotonic() - started > 60 * arguments.minutes:
+            print(f"stopped after {arguments.minutes:g} minutes before {cell}")
+            break
+        graph, model, hidden, plan = cell
+        if data is None or data.name != graph:
+            data = makers[graph]()
+        found = measure(model, data, hidden, plan, arguments.rounds)
+        print(*cell, *(f"{order} {1e3 * seconds:.1f} ms" for order, seconds in found.items()), flush=True)
+        rows.append({"graph": graph, "model": model, "hidden": hidden, "plan": plan, **found})
+        if arguments.store is not None:
+            arguments.store.write_text(json.dumps(rows, indent=1))
+    place = {cell: number for number, cell in enumerate(wanted)}
+    rows = [row for row in rows if (row["graph"], row["model"], row["hidden"], row["plan"]) in place]
+    if rows:
+        print_table(sorted(rows, key=lambda row: place[row["graph"], row["model"], row["hidden"], row["plan"]]))
 
 
 if __name__ == "__main__":

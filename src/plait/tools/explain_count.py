@@ -35,6 +35,7 @@ _GATHERS: dict[str, tuple[int, int | None, int]] = {
     "aten::gather": (0, 1, 2),
     "aten::embedding": (0, None, 1),
     "plait::gather": (0, None, 1),
+    "plait::take": (0, None, 1),
 }
 _SCATTERS: dict[str, tuple[int, int | None, int]] = {
     "aten::scatter_add": (0, 1, 2),
