@@ -108,7 +108,7 @@ def _same_shape(a: Any, b: Any) -> bool:
 def _scaled(node: Node) -> tuple[Node, Any] | None:
     """(x, s) of a product x * s with one number per edge, or with a number."""
     for x, other in (node.args[:2], node.args[1::-1]):
-        if not isinstance(x, Node) or not _same_shape(x, node):
+        if not isinstance(x, Node) or not _same_shape(x, node) or value(x).dtype is not value(node).dtype:
             continue
         if isinstance(other, int | float):
             return x, other
@@ -163,6 +163,8 @@ class _Sums:
         if not isinstance(other, Node):
             return self.edit.call(aten.mul.Tensor, self.of(x), other)
         scale = self.edit.call(aten.reshape.default, other, [self.edit.size(other, 0), 1])
+        if value(scale).dtype is not value(item).dtype:  # a mask is counted, and a sum of bools is no count
+            scale = self.edit.call(aten._to_copy.default, scale, dtype=value(item).dtype)
         if self.scale is not None:
             scale = self.edit.call(aten.mul.Tensor, self.scale, scale)
         return replace(self, scale=scale).of(x)
