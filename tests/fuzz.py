@@ -84,7 +84,7 @@ def mismatch(case: Case) -> str:
         model.load_state_dict(start)
         try:
             got = training_step(model, compiled, case.inputs(graph))
-        except Exception:  # noqa: BLE001: whatever it is, it is what was looked for
+        except Exception:  # noqa: BLE001 (whatever it is, it was looked for)
             return f"graph {name}: {traceback.format_exc()}"
         difference = _difference(case, graph, got, want)
         if difference:
