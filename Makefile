@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test check format clean
+.PHONY: help setup demo bench test fuzz check format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ bench: $(STAMP) ## time layers against eager, Inductor and torch.sparse on a gen
 
 test: $(STAMP) ## run the tests, doctests included
 	$(BIN)/python -m pytest -n 2
+
+FUZZ_MINUTES ?= 10
+
+fuzz: $(STAMP) ## random layers, compiled and not, for FUZZ_MINUTES (10); what is wrong is printed as a layer
+	$(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
 
 check: $(STAMP) ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -71,8 +71,9 @@ class Pass:
 
     @property
     def is_streaming(self) -> bool:
-        """Only row accumulators, all wide: no block arrays, so the whole row is one block. Draws need arrays of their own."""
-        if not all(sink.wide and sink.kind in ("segment", "total") and sink.stage == 1 for sink in self.sinks()):
+        """Only row accumulators, all wide: no block arrays, so the whole row is one block. Draws need arrays of their own, and
+        what an earlier pass kept lies in blocks."""
+        if self.reads or not all(sink.wide and sink.kind in ("segment", "total") and sink.stage == 1 for sink in self.sinks()):
             return False
         return not any(isinstance(node.op, Uniform) for node in topological([sink.value for sink in self.sinks()]))
 

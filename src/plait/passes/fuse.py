@@ -141,6 +141,7 @@ def _grow(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate)
     # reductions first: edge tensors and totals then join the kernel that has most of their values at hand already
     for node, rows in sorted(anchors, key=lambda pair: pair[1] is None):
         _place(node, rows, drafts, facts)
+    _give_back(drafts, facts)
     _absorb_epilogues(drafts, facts)
     read_by_others: set[Node] = set().union(*(draft.leaves for draft in drafts))
     return [_finish(draft, facts, read_by_others) for draft in drafts]
@@ -341,6 +342,24 @@ def _is_private_row_value(item: Node, reader: Node, draft: _Draft, facts: _Facts
     """Whether a row value that only `reader` reads can be computed where its row's edges are at hand."""
     reads_per_row = is_call(reader, operators.gather) or not facts.inside(reader)
     return reads_per_row and set(item.users) == {reader} and _is_row_value(item, draft, facts)
+
+
+def _give_back(drafts: list[_Draft], facts: _Facts) -> None:
+    """A private row value whose reader another region computes as well is made in memory, for all of them: as an output of one
+    region it would be read by regions which that one may wait for."""
+    read = set().union(*(draft.leaves for draft in drafts))
+    for draft in drafts:
+        anchors = _bits(draft.anchors, facts)
+
+        def is_own(item: Node, draft: _Draft = draft, anchors: int = anchors) -> bool:
+            return item in draft.members and not facts.inside(item) and not facts.ancestors[item] & anchors
+
+        stack = [item for item in draft.members if item in read and is_own(item)]
+        draft.leaves.update(stack)
+        while stack:
+            node = stack.pop()
+            draft.members.pop(node, None)
+            stack.extend(item for item in node.all_input_nodes if is_own(item) and draft.members.keys().isdisjoint(item.users))
 
 
 def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:

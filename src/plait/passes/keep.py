@@ -144,8 +144,12 @@ class Keeper:
 
 
 def is_extremum(node: Node) -> bool:
-    """Whether a node is a maximum or minimum over rows."""
-    return is_call(node, operators.segment_reduce) and node.args[3] in ("max", "min")
+    """Whether a node is a maximum or minimum over rows, plait's or one of torch's (into rows that are not all alike)."""
+    if is_call(node, operators.segment_reduce):
+        return node.args[3] in ("max", "min")
+    if is_call(node, aten.scatter_reduce.two, aten.index_reduce.default):
+        return node.args[4] in ("amax", "amin")
+    return is_call(node, aten.amax.default, aten.amin.default) and 0 in (node.args[1:2] or ([0],))[0]  # type: ignore[operator]
 
 
 def _is_compared(node: Node) -> bool:

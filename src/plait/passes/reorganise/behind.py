@@ -109,7 +109,7 @@ def _scaled(node: Node) -> tuple[Node, Factor] | None:
     if found is None:
         return None
     x, factor = found
-    if not _same_shape(x, node):
+    if not _same_shape(x, node) or value(x).dtype is not value(node).dtype:
         return None
     is_per_row = is_one_number(factor.by) or (
         _has_same_rows(node, factor.by) and all(same_size(size, 1) for size in value(factor.by).shape[1:])
@@ -161,6 +161,8 @@ class _Sums:
         if is_one_number(factor.by):
             return self.edit.call(factor.target, self.of(x), factor.by)
         scale = self.edit.call(aten.reshape.default, factor.by, [self.edit.size(factor.by, 0), 1])
+        if value(scale).dtype is not value(item).dtype:  # a mask is counted, and a sum of bools is no count
+            scale = self.edit.call(aten._to_copy.default, scale, dtype=value(item).dtype)
         if factor.target is aten.div.Tensor:
             scale = self.edit.call(aten.reciprocal.default, scale)
         if self.scale is not None:

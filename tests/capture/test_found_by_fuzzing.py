@@ -1,0 +1,90 @@
+"""What `tests.fuzz` has found, each as the smallest layer that showed it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.fuzz import Case, mismatch
+from tests.random_models import ARGUMENTS, TEMPLATE
+
+FOUND: dict[str, tuple[str, str, Case]] = {
+    # a pass over a row as one stream read what an earlier pass had kept in blocks: C++ that did not compile
+    "stream_reads_blocks": (
+        "self.lin0 = nn.Linear(6, 4)\nself.lin1 = nn.Linear(4, 16, bias=False)",
+        """
+n0 = self.lin0(x)
+e0 = n0[src]
+e1 = e0 / (torch.cat([e0, e0, e0], -1)[:, :4].square() + 0.5)
+n1 = scatter(e1, dst, 0, num_nodes, 'max')
+n2 = torch.addcmul(n1, torch.tanh(n1), torch.tanh(n0))
+n3 = torch.tanh(n1) * torch.hstack([n2, n2, n2])[:, :4]
+e2 = softmax(3.0 * torch.tanh(self.lin1(n3[dst])), dst, num_nodes=num_nodes)
+return e2[:, :4] * e0
+""",
+        Case("", ("reversed",)),
+    ),
+    # a linear layer behind the sum of its rows: the mask that scaled them was summed as a bool, to "any"
+    "mask_of_a_linear_layer": (
+        "self.lin0 = nn.Linear(6, 3)",
+        """
+e0 = self.lin0(torch.tanh(x[src] * x[dst])) * (src < dst).view(-1, 1)
+return e0.new_zeros(num_nodes, 3).index_add(0, src, e0)
+""",
+        Case("", ("random", "repeated_edges")),
+    ),
+    # a minimum that PyTorch computes, compared with entries that a kernel computed again: no ties were found, 0 / 0
+    "minimum_into_given_rows": (
+        "",
+        """
+n0 = x.square().sum(-1, keepdim=True).add(0.2).sqrt()
+e0 = n0[src]
+e1 = torch.cat([e0, e0 - e0, e0], -1)
+e2 = torch.softmax(torch.addcmul(e1, torch.tanh(e1), torch.tanh(n0[dst])), dim=-1)
+return (e2.new_zeros(num_nodes, 3) + 0.25).scatter_reduce(0, dst.view(-1, 1).expand_as(e2), e2, 'amin', include_self=True)
+""",
+        Case("", ("random",)),
+    ),
+    # a region made a row value for itself, others read it as its output, and it waited for one of them
+    "regions_wait_for_each_other": (
+        "self.shift0 = nn.Parameter(0.5 * torch.randn(24))",
+        """
+e0 = x.index_select(0, dst)
+e1 = x.index_select(0, src)
+e2 = torch.cat([e0, e1, e1], -1)
+e3 = x[dst]
+e4 = torch.stack([e3, e3], dim=1)
+e5 = x[src, ...]
+e6 = x[src]
+e8 = torch.cat([e5, e6 - e5, e4.flatten(1)], -1)
+e9 = (e8 + self.shift0).masked_fill((e8 + self.shift0) < -0.5, 0.125)
+e10 = torch.tanh(e9[:, :18]) * e2[:, :18]
+n11 = e10.new_zeros(num_nodes, 18).index_add(0, dst, e10)
+e13 = torch.tanh(e2) * n11.index_select(0, src)
+n14 = e13.new_zeros(num_nodes, 18).index_add(0, src, e13)
+e17 = 1.0 / (1.5 + torch.cos(e3 - e5))
+n19 = e17.new_zeros(num_nodes, 6).index_add(0, dst, e17)
+return n19[:, :6] * torch.sigmoid(n14[:, :6])
+""",
+        Case("", ("huge_in_degree",), index_dtype=torch.int32),
+    ),
+}
+
+
+def source_of(members: str, body: str) -> str:
+    """The module with these lines in `__init__` and `forward`."""
+    *lines, last = body.strip().splitlines()
+    begin = ["src, dst = edge_index", "num_nodes = x.size(0)"]
+    return TEMPLATE.format(
+        arguments=ARGUMENTS,
+        members="\n".join(f"        {line}" for line in members.splitlines()),
+        body="\n".join(f"        {line}" for line in (*begin, *lines)),
+        result=last.removeprefix("return "),
+    )
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_right(name: str) -> None:
+    members, body, case = FOUND[name]
+
+    assert mismatch(Case(source_of(members, body), case.graphs, case.dtype, case.index_dtype)) == ""
