@@ -114,7 +114,8 @@ def _fake_dropout(x: Tensor, p: float) -> Tensor:
 def _fake_pairs(rows: Tensor | None, types: Tensor, num_types: int) -> tuple[Tensor, Tensor, Tensor]:
     num_pairs: Any = types.shape[0]
     shape_env = torch._guards.detect_fake_mode(types).shape_env  # type: ignore[union-attr]
-    if rows is not None and num_pairs != 0 and shape_env is not None:
+    is_empty = isinstance(num_pairs, int) and num_pairs == 0  # a size that is not known yet must not be asked
+    if rows is not None and not is_empty and shape_env is not None:
         num_pairs = shape_env.create_unbacked_symint()
         _constrain_range_for_size(num_pairs, max=types.shape[0] if isinstance(types.shape[0], int) else None)
     pair, row = (types.new_empty(size, dtype=torch.int64) for size in (types.shape[0], num_pairs))

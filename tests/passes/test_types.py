@@ -128,6 +128,27 @@ def test_a_matrix_per_node_stays() -> None:
     assert moved == []
 
 
+def test_a_scaled_sum_of_a_matrix_is_no_product() -> None:
+    def function(s: Tensor, weight: Tensor, src: Tensor, types: Tensor) -> Tensor:
+        return (s.index_select(0, src).unsqueeze(-1) * of_types(weight, types)).sum(1)
+
+    inputs = (numbers(N, 1), WEIGHT, SRC, TYPES)
+    graph_module, moved = typed(function, *inputs)
+
+    assert moved == []
+    assert_same_law(graph_module, function, inputs)
+
+
+def test_a_dot_product_is_no_matrix_product() -> None:
+    def function(x: Tensor, other: Tensor, src: Tensor, types: Tensor) -> Tensor:
+        assert other.shape[0] == R
+        return torch.bmm(x.index_select(0, src).unsqueeze(1), other[types].unsqueeze(2)).squeeze(1)
+
+    _, moved = typed(function, X, numbers(R, C), SRC, TYPES)
+
+    assert moved == []
+
+
 def test_a_matrix_per_edge_that_is_not_gathered_stays() -> None:
     def function(x: Tensor, weight: Tensor, src: Tensor) -> Tensor:
         return torch.bmm(x.index_select(0, src).unsqueeze(1), weight).squeeze(1)

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from plait import graph
+from plait import graph, operators
 from plait.tools.explain_work import Flow, Run, Sizes, Step, tally
 
 _aten = torch.ops.aten
@@ -84,7 +84,16 @@ def _vector_flops(*args: Any) -> int:
     return 2 * max(item.numel() for item in args if isinstance(item, Tensor))
 
 
-_VECTOR_PRODUCTS: dict[Any, Callable[..., int]] = dict.fromkeys((_aten.mv, _aten.dot, _aten.vdot, _aten.addmv), _vector_flops)
+def _grouped_flops(x: Tensor, rows: Tensor | None, other: Tensor, *rest: Any) -> int:
+    """grouped_mm and grouped_total: twice the pairs times the numbers of a matrix."""
+    num_pairs = (x if rows is None else rows).shape[0]
+    return 2 * num_pairs * x.shape[1] * other.shape[-1]
+
+
+_PRODUCTS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys((_aten.mv, _aten.dot, _aten.vdot, _aten.addmv), _vector_flops),
+    **dict.fromkeys((operators.grouped_mm.overloadpacket, operators.grouped_total.overloadpacket), _grouped_flops),
+}
 
 
 @dataclass
@@ -306,8 +315,8 @@ def _is_structure(item: Tensor) -> bool:
 
 def _product_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Sequence[Tensor]) -> int:
     packet = func._overloadpacket
-    if packet in _VECTOR_PRODUCTS:
-        return _VECTOR_PRODUCTS[packet](*args)
+    if packet in _PRODUCTS:
+        return _PRODUCTS[packet](*args)
     formula = flop_registry.get(packet)
     if formula is None:
         return 0

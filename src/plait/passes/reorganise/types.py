@@ -92,7 +92,15 @@ def matrix_products(node: Node) -> list[tuple[Node, Node, int, int, int | None]]
         found = [(rows, matrix, 3 - summed, summed, None) for rows, matrix in ((a, b), (b, a))]
     else:
         return []
-    return [item for item in found if static(value(item[0]).shape[item[2]]) == 1 and value(item[1]).dim() == 3]
+    return [item for item in found if _are_rows_and_matrices(*item[:4])]
+
+
+def _are_rows_and_matrices(rows: Node, matrix: Node, axis: int, summed: int) -> bool:
+    """Whether the sizes fit without spreading; a matrix of one row or column is a vector, which fuses as it is."""
+    inner, other = static(value(matrix).shape[summed]), static(value(matrix).shape[3 - summed])
+    if inner is None or other is None or min(inner, other) < 2:
+        return False
+    return static(value(rows).shape[axis]) == 1 and static(value(rows).shape[3 - axis]) == inner
 
 
 def _has_few(types: End, form: Form) -> bool:
