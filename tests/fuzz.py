@@ -28,7 +28,8 @@ from torch.utils import _pytree as pytree
 import plait
 from tests.awkward import AWKWARD, RandomGraph, random_graph
 from tests.check import Numbers, assert_same_numbers, assert_same_step, finite, magnitude_of, training_step
-from tests.random_models import RandomModel, inputs_for, module_of, random_model
+from tests.random_layers import random_model
+from tests.random_models import RandomModel, inputs_for, module_of
 
 # Sizes of 0 and 1 are compiled on their own, and most layers do nothing interesting there: one case in eight has them.
 TINY = tuple(name for name, graph in AWKWARD.items() if min(graph.num_nodes, graph.num_edges) < 2)

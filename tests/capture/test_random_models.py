@@ -6,7 +6,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests import fuzz
-from tests.random_models import random_model
+from tests.random_layers import random_model
 
 
 # derandomised, as each case is compiled: a change that breaks one fails every time; not shrunk, as a seed has no smaller one:
