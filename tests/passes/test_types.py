@@ -139,6 +139,17 @@ def test_a_scaled_sum_of_a_matrix_is_no_product() -> None:
     assert_same_law(graph_module, function, inputs)
 
 
+def test_a_sum_of_products_that_no_edges_share_stays() -> None:
+    """GMMConv: numbers of the edge times rows of a node seen as a matrix; kernels add them up in registers."""
+
+    def function(per_edge: Tensor, weight: Tensor, types: Tensor) -> Tensor:
+        return (per_edge.unsqueeze(-1) * of_types(weight, types)).sum(1)
+
+    _, moved = typed(function, numbers(E, C), WEIGHT, TYPES)
+
+    assert moved == []
+
+
 def test_a_dot_product_is_no_matrix_product() -> None:
     def function(x: Tensor, other: Tensor, src: Tensor, types: Tensor) -> Tensor:
         assert other.shape[0] == R

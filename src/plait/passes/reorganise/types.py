@@ -26,6 +26,7 @@ from plait.passes.reorganise.terms import Build, End, Form, Term, Value
 
 _ROWS_PER_TYPE = 4  # edges for each matrix, at least; below that, sorting by type gains nothing
 _MIN_EDGES = 512  # of fewer, nothing is concluded
+_MAX_TYPES = 256  # of what a sum of products says may be types: more are likely to be nodes, whose number is static at first
 
 
 def move_typed_products(graph: Graph, domains: Domains) -> list[str]:
@@ -67,8 +68,11 @@ def _typed_product(state: Separation, node: Node, domains: Domains) -> _Typed | 
         if form is None or not form.layout.is_plain or not same_size(value(rows).shape[0], value(form.rows).shape[0]):
             continue
         single = state.values.single(form) if all(term.columns is None for term in form.terms) else None
-        if single is not None and _has_few(single[0], form) and edit.inner_sizes(value(matrix)) is not None:
-            return _Typed(rows, axis, *single, summed, result_axis)
+        if single is None or not _has_few(single[0], form) or edit.inner_sizes(value(matrix)) is None:
+            continue
+        if result_axis is None and not _is_shared(state, rows, single[0]):
+            continue
+        return _Typed(rows, axis, *single, summed, result_axis)
     return None
 
 
@@ -109,6 +113,13 @@ def _has_few(types: End, form: Form) -> bool:
     if num_types is None:
         return False
     return num_edges is None or num_edges < _MIN_EDGES or num_types * _ROWS_PER_TYPE <= num_edges
+
+
+def _is_shared(state: Separation, rows: Node, types: End) -> bool:
+    """Whether edges may share a product. A sum of products that none share is one that kernels add up in registers."""
+    num_types, form = static(value(types.like).shape[0]), state.form(rows)
+    has_end = form is not None and any(term.end is not None for term in form.terms)
+    return has_end and num_types is not None and num_types <= _MAX_TYPES
 
 
 @dataclass(frozen=True)
