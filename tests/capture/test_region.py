@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.capture import step
-from tests.capture.compiled import compiled
+from tests.capture.compiled import captures, compiled
 from tests.check import assert_same_numbers
 
 SRC, DST = torch.tensor([[0, 1, 2, 2, 4, 0], [1, 1, 0, 3, 2, 4]])
@@ -210,3 +210,17 @@ def test_plain_graphs_go_without_wrappers(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(made) == 1
     compiled(lambda x, weight: a_view_of_an_input(x, weight))(x, weight)[1].sum().backward()
     assert len(made) == 1  # autograd must know the view for one
+
+
+def test_a_graph_with_nothing_to_fuse_runs_as_pytorch_runs_it() -> None:
+    """What AOTAutograd takes apart (a batch norm) would only get slower."""
+    norm = nn.BatchNorm1d(4)
+    x = torch.randn(6, 4, requires_grad=True)
+    with captures() as records:
+        out = compiled(norm)(x)
+
+    assert type(out.grad_fn).__name__ == "NativeBatchNormBackward0"
+    assert [note for record in records for note in record.notes] == [
+        "nothing in this graph is fused or moved: it runs as PyTorch runs it"
+    ]
+    assert int(norm.num_batches_tracked) == 1

@@ -81,12 +81,13 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     if direction == "forward":
         record.kept = kept_values(graph, num_returned)
     _note_leftovers(graph, edge_work, direction, record)
+    record.is_rewritten |= bool(launches) or structure is not None or record.options.rest == "inductor"
     if record.options.rest == "inductor":
         gm.recompile()
         gm = compile_rest(gm, record)
     else:
-        write_in_place(graph)
-        quicken(graph)
+        record.is_rewritten |= write_in_place(graph)
+        record.is_rewritten |= quicken(graph)
     gm.recompile()
     record.dump_graph(f"{direction}_final", gm)
     for launch in launches:
@@ -135,19 +136,23 @@ def _build(launches: list[Launch], record: Record) -> None:
         launch.kernel = kernel
 
 
-def quicken(graph: Graph) -> None:
+def quicken(graph: Graph) -> bool:
     """The same calls with less around them, for what runs as it is.
 
     Matrix products write into reused buffers (half of a dense step on many rows is page faults on fresh ones), and a size is
     or a transpose is asked of the tensor, not of an operator, which takes ten to twenty times as long.
+    Returns whether there are such products.
     """
+    has_products = False
     for node in graph.nodes:
         if node.op != "call_function" or node.kwargs:
             continue
         if node.target in PRODUCTS and value(node).device.type == "cpu":
             node.target = PRODUCTS[node.target]
+            has_products = True
         elif node.target in QUICK:
             node.target = QUICK[node.target]
+    return has_products
 
 
 def _install(graph: Graph, region: Region, lowered: Lowered, launch: Callable[..., Any], replaced: dict[Node, Node]) -> None:

@@ -68,7 +68,10 @@ def plait_backend(
             log.debug("capture failed", exc_info=True)
             record.fall_back("capture", first_line(error))
         else:
-            return compiled
+            if record.is_rewritten or record.moved or record.dropped:
+                return compiled
+            record.note("nothing in this graph is fused or moved: it runs as PyTorch runs it")
+            return gm.forward
     record.fall_back("capture", "the graph runs as it was captured, un-compiled")
     return gm.forward
 

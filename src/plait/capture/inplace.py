@@ -30,8 +30,9 @@ _FRESH = (
 )
 
 
-def write_in_place(graph: Graph) -> None:
-    """Edits a graph that is about to run: its order is that of the calls."""
+def write_in_place(graph: Graph) -> bool:
+    """Edits a graph that is about to run: its order is that of the calls. Returns whether there was something to edit."""
+    is_edited = False
     place = {node: number for number, node in enumerate(graph.nodes)}
     fresh: set[Node] = set()
     for node in graph.nodes:
@@ -40,9 +41,11 @@ def write_in_place(graph: Graph) -> None:
             is_last = all(user is node or _is_done(user, place[node], place) for user in base.users)
             if base in fresh and is_last and tree_leaves(node.args).count(base) == 1:
                 node.target = WRITES[node.target]
+                is_edited = True
             fresh.add(node)  # a copy, or a tensor that only this name stands for from here on
         elif is_call(node, *_FRESH) or fill_value(node) is not None:
             fresh.add(node)
+    return is_edited
 
 
 def _is_done(user: Node, now: int, place: dict[Node, int]) -> bool:

@@ -64,6 +64,7 @@ class Record:
     left: dict[str, str] = field(default_factory=dict)  # graph node -> why it was not rewritten
     fallbacks: list[Fallback] = field(default_factory=list)
     num_dumps: int = 0
+    is_rewritten: bool = False  # whether anything runs otherwise than PyTorch runs it
 
     @property
     def programs(self) -> dict[str, list[Program]]:
