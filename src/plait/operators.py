@@ -236,42 +236,31 @@ torch.library.register_autograd("plait::take", _take_backward, setup_context=_ta
 torch.library.register_autograd("plait::put", _put_backward, setup_context=_put_setup, lib=_LIBRARY)
 
 
-def _grouped_mm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, rows, weight, indptr, ctx.wrap = inputs
-    ctx.save_for_backward(x, rows, weight, indptr)
+def _grouped_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, rows, other, indptr, ctx.wrap = inputs
+    ctx.save_for_backward(x, rows, other, indptr)
 
 
 def _grouped_mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, rows, weight, indptr = ctx.saved_tensors
-    grad_x = grad_weight = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _to_rows(grouped_mm(grad, None, weight.transpose(1, 2), indptr), x, rows, ctx.wrap)
-    if ctx.needs_input_grad[2]:
-        grad_weight = grouped_total(x, rows, grad, indptr, ctx.wrap)
+    grad_x = _grad_of_rows(ctx, grad, weight) if ctx.needs_input_grad[0] else None
+    grad_weight = grouped_total(x, rows, grad, indptr, ctx.wrap) if ctx.needs_input_grad[2] else None
     return grad_x, None, grad_weight, None, None
-
-
-def _to_rows(values: Tensor, x: Tensor, rows: Tensor | None, wrap: bool) -> Tensor:
-    """The sum of a value per pair over the pairs of each row of x."""
-    return values if rows is None else segment_reduce(values, rows, x.shape[0], "sum", wrap=wrap)
-
-
-def _grouped_total_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, rows, y, indptr, ctx.wrap = inputs
-    ctx.save_for_backward(x, rows, y, indptr)
 
 
 def _grouped_total_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, rows, y, indptr = ctx.saved_tensors
-    grad_x = grad_y = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _to_rows(grouped_mm(y, None, grad.transpose(1, 2), indptr), x, rows, ctx.wrap)
-    if ctx.needs_input_grad[2]:
-        grad_y = grouped_mm(x, rows, grad, indptr, ctx.wrap)
+    grad_x = _grad_of_rows(ctx, y, grad) if ctx.needs_input_grad[0] else None
+    grad_y = grouped_mm(x, rows, grad, indptr, ctx.wrap) if ctx.needs_input_grad[2] else None
     return grad_x, None, grad_y, None, None
 
 
-torch.library.register_autograd("plait::grouped_mm", _grouped_mm_backward, setup_context=_grouped_mm_setup, lib=_LIBRARY)
-torch.library.register_autograd(
-    "plait::grouped_total", _grouped_total_backward, setup_context=_grouped_total_setup, lib=_LIBRARY
-)
+def _grad_of_rows(ctx: Any, values: Tensor, matrices: Tensor) -> Tensor:
+    """Of x: a value per pair [P, o] times the transpose of its type's matrix [R, f, o], summed over the pairs of each row."""
+    x, rows, _, indptr = ctx.saved_tensors
+    products: Tensor = grouped_mm(values, None, matrices.transpose(1, 2), indptr)
+    return products if rows is None else segment_reduce(products, rows, x.shape[0], "sum", wrap=ctx.wrap)
+
+
+torch.library.register_autograd("plait::grouped_mm", _grouped_mm_backward, setup_context=_grouped_setup, lib=_LIBRARY)
+torch.library.register_autograd("plait::grouped_total", _grouped_total_backward, setup_context=_grouped_setup, lib=_LIBRARY)

@@ -46,10 +46,16 @@ def num_programs(records: list[Record], direction: str) -> int:
 
 def in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """The model and its float inputs in float64."""
+    return model.double(), floats_as(torch.float64, inputs)
 
-    def double(tensor: Tensor) -> Tensor:
+
+def floats_as(dtype: torch.dtype, inputs: Inputs) -> Inputs:
+    """The inputs' floats in another dtype, each a leaf that wants a gradient if it did."""
+
+    def converted(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        return tensor.detach().double().requires_grad_(tensor.requires_grad)
+        return tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
 
-    return model.double(), pytree.tree_map_only(Tensor, double, inputs)
+    result: Inputs = pytree.tree_map_only(Tensor, converted, inputs)
+    return result

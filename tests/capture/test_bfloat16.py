@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from tests.awkward import random_graph
-from tests.capture.compiled import captures, compiled, num_programs
-from tests.models import CASES, MADE_UP, Inputs
+from tests.capture.compiled import captures, compiled, floats_as, in_double, num_programs
+from tests.check import Numbers, training_step
+from tests.models import CASES, MADE_UP
 
 GRAPH = random_graph(60, 900, 3)
 FUSED = (
@@ -22,22 +20,9 @@ FUSED = (
 )  # not EdgeConv_max: its two halves often cancel to 0 here, where PyTorch counts the 0 that a maximum starts from as a tie
 
 
-def in_dtype(dtype: torch.dtype, inputs: Inputs) -> Inputs:
-    """The inputs' floats in another dtype, each a leaf that wants a gradient if it did."""
-
-    def converted(x: Tensor) -> Tensor:
-        return x.detach().to(dtype).requires_grad_(x.requires_grad) if x.is_floating_point() else x
-
-    return pytree.tree_map_only(Tensor, converted, inputs)
-
-
-def results(call: Callable[..., Any], model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """The outputs of `call`, which is `model` in some form, and all gradients."""
-    outs = [out for out in pytree.tree_leaves(call(*inputs)) if out.requires_grad]
-    weights = [torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype) for out in outs]
-    torch.autograd.backward(outs, weights)
-    leaves = [*(x for x in inputs if isinstance(x, Tensor) and x.requires_grad), *model.parameters()]
-    return [*(out.detach() for out in outs), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+def numbers_of(step: Numbers) -> dict[str, Tensor]:
+    """Outputs and gradients."""
+    return {**step.outputs, **{name: grad for name, grad in step.gradients.items() if grad is not None}}
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -48,20 +33,19 @@ def error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize("name", FUSED)
 def test_it_is_fused_and_as_exact_as_eager(name: str) -> None:
     case = CASES[name]
-    model = case.model().bfloat16()
-    inputs = in_dtype(torch.bfloat16, case.make_inputs(GRAPH, 0))
-    exact_model = copy.deepcopy(model).double()
-    exact = results(exact_model, exact_model, in_dtype(torch.float64, inputs))
-    eager_model = copy.deepcopy(model)
-    eager = results(eager_model, eager_model, in_dtype(torch.bfloat16, inputs))
+    model, inputs = case.model().bfloat16(), floats_as(torch.bfloat16, case.make_inputs(GRAPH, 0))
+    exact_model, exact_inputs = in_double(copy.deepcopy(model), inputs)
+    exact = numbers_of(training_step(exact_model, None, exact_inputs))
+    eager = numbers_of(training_step(model, None, inputs))
     with captures() as records:
-        got = results(compiled(model), model, inputs)
+        got = numbers_of(training_step(model, compiled(model), inputs))
 
     assert num_programs(records, "forward") > 0
     assert [note for record in records for note in record.notes if "unfused" in note] == [] or name == "GCNConv_weighted"
-    for number, (a, b, want) in enumerate(zip(got, eager, exact, strict=True)):
-        assert a.dtype is torch.bfloat16
-        assert error(a, want) <= 1.5 * error(b, want) + 0.03, f"result {number}"
+    assert got.keys() == eager.keys() == exact.keys()
+    for key, want in exact.items():
+        assert got[key].dtype is torch.bfloat16
+        assert error(got[key], want) <= 1.5 * error(eager[key], want) + 0.03, key
 
 
 def test_sums_are_in_float32() -> None:

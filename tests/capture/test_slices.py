@@ -133,27 +133,22 @@ def test_trimmed_layers_match_eager_in_one_capture() -> None:
     assert sum("only the rows that are read" in line for line in records[0].moved) >= 2
 
 
-def test_dropout_of_nodes_is_drawn_for_all_rows() -> None:
-    """The same draws as without the slice, so that the seed gives what it gave."""
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Sliced(LAYERS["sage"], dropout=0.5),
+        lambda: Sliced(lambda a, b: pyg.GATConv(a, b // 4, heads=4, dropout=0.5)),
+    ],
+    ids=["of nodes, for all rows", "of edges, by the user's order"],
+)
+def test_dropout_has_the_draws_that_it_has_without_the_slice(make: Callable[[], nn.Module]) -> None:
+    """So that the seed gives what it gave."""
     x, edge_index, _ = inputs_of("random", 3)
     results = []
     for size in (30, 3):
         torch._dynamo.reset()
         torch.manual_seed(0)
-        model = Sliced(LAYERS["sage"], dropout=0.5)
-        results.append(compiled(model)(x, edge_index, size)[:3])
-
-    assert torch.allclose(results[0], results[1], atol=1e-6)
-
-
-def test_edge_dropout_is_drawn_by_the_users_order_of_edges() -> None:
-    x, edge_index, _ = inputs_of("random", 3)
-    results = []
-    for size in (30, 3):
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        model = Sliced(lambda a, b: pyg.GATConv(a, b // 4, heads=4, dropout=0.5))
-        results.append(compiled(model)(x, edge_index, size)[:3])
+        results.append(compiled(make())(x, edge_index, size)[:3])
 
     assert torch.allclose(results[0], results[1], atol=1e-6)
 

@@ -26,11 +26,9 @@ from plait.ir.verify import verify
 from plait.native.compiler import toolchain
 from plait.passes import domains as domains_pass
 from plait.passes.edit import Editor, aten, inner_sizes, is_integral, is_tensor, stable_topological_sort, value
-from plait.passes.fuse import Region, find_edge_regions, find_row_regions, is_tileable
+from plait.passes.fuse import MAX_COLUMNS, Region, find_edge_regions, find_row_regions, is_tileable
 from plait.passes.structure import own_maps, split_structure
 
-# numbers per row: kernels unroll a row's columns, and the C++ compiler needs minutes and gigabytes for twelve thousand of them
-_MAX_COLUMNS = 4096
 EVERY_OUTPUT = 1 << 30  # as a number of outputs
 _PLAIT = (operators.gather, operators.segment_reduce, operators.uniform)
 
@@ -49,7 +47,7 @@ def is_fusable(node: Node) -> bool:
     if torch.Tag.pointwise in getattr(node.target, "tags", ()) and not all(map(is_tensor, node.all_input_nodes)):
         return False  # a number that is known when the model runs: a size of the graph
     inner = inner_sizes(val)
-    if inner is None or math.prod(inner) > _MAX_COLUMNS:
+    if inner is None or math.prod(inner) > MAX_COLUMNS:
         return False
     return node.target not in PRODUCTS or is_tileable(node)
 
@@ -194,10 +192,9 @@ def _wraps(region: Region) -> bool:
 def _as_total(edit: Editor, item: Node, node: Node) -> Node:
     """A total in the shape and dtype of `node`: programs leave out axes of size 1, and sum bfloat16 up in float32."""
     val = value(node)
-    with edit.graph.inserting_before(edit.anchor):
-        result = edit.graph.call_function(aten.view.default, (item, list(val.shape)))
-        if value(item).dtype is not val.dtype:
-            result = edit.graph.call_function(aten._to_copy.default, (result,), {"dtype": val.dtype})
+    result = edit.call(aten.view.default, item, list(val.shape))
+    if value(result).dtype is not val.dtype:
+        result = edit.call(aten._to_copy.default, result, dtype=val.dtype)
     result.meta = dict(node.meta)
     return result
 

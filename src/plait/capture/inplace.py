@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from plait.capture.launch import Launch
 from plait.passes.canonicalize import fill_value
-from plait.passes.edit import arguments, aten, is_call
+from plait.passes.edit import arguments, aten, is_call, is_view
 
 WRITES: dict[Any, Any] = {
     aten.index_copy.default: aten.index_copy_.default,
@@ -58,4 +58,4 @@ def _may_alias(node: Node) -> bool:
         return False
     schema = getattr(node.target, "_schema", None)
     # what is no operator, and the unsafe views, hand on memory without saying so
-    return schema is None or "view" in schema.name or any(item.alias_info is not None for item in schema.returns)
+    return schema is None or "view" in schema.name or is_view(node)

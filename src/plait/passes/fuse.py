@@ -89,6 +89,8 @@ _MAX_TOTAL = 1024
 # numbers of a weight, or of a weight's gradient: with more of them a tile's products no longer run from the cache, and the
 # partial gradients of all tasks take more memory than they save
 _MAX_WEIGHT = 1 << 18
+# numbers per row: kernels unroll a row's columns, and the C++ compiler needs minutes and gigabytes for twelve thousand of them
+MAX_COLUMNS = 4096
 
 
 def find_row_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:

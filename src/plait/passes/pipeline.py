@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch.fx import Graph
 
 from plait.errors import OptionError
-from plait.passes import domains
 from plait.passes.axes import lead_rows
 from plait.passes.canonicalize import canonicalize, materialize_fills
+from plait.passes.domains import Domains, infer
 from plait.passes.dropout import decide_dropout
 from plait.passes.identities import copy_where_needed, drop_identities
 from plait.passes.norms import expand_norms
@@ -36,6 +36,9 @@ class Remarks:
     left: tuple[tuple[str, str], ...] = ()
 
 
+Run = Callable[[Graph, Setting], Remarks]
+
+
 @dataclass(frozen=True)
 class Pass:
     """A rewrite of a functional aten graph, in place; same numbers before and after. required: nothing compiles without.
@@ -44,105 +47,67 @@ class Pass:
     """
 
     name: str
-    run: Callable[[Graph, Setting], Remarks]
+    run: Run
     required: bool = False
 
 
-def _fills(graph: Graph, setting: Setting) -> Remarks:
-    materialize_fills(graph)
-    return Remarks()
+def _rewrite(edit: Callable[[Graph], object]) -> Run:
+    """A pass that needs the graph alone."""
+
+    def run(graph: Graph, setting: Setting) -> Remarks:
+        edit(graph)
+        return Remarks()
+
+    return run
 
 
-def _identities(graph: Graph, setting: Setting) -> Remarks:
-    drop_identities(graph)
-    return Remarks()
+def _rewrite_by_domain(edit: Callable[[Graph, Domains], object]) -> Run:
+    """A pass that asks what the rows of a value are."""
+    return _rewrite(lambda graph: edit(graph, infer(graph)))
+
+
+def _law(law: Callable[[Graph, Domains], list[str]]) -> Run:
+    """A pass that says what it has moved."""
+    return lambda graph, setting: Remarks(moved=tuple(law(graph, infer(graph))))
 
 
 def _canonicalize(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(left=tuple(canonicalize(graph)))
 
 
-def _axes(graph: Graph, setting: Setting) -> Remarks:
-    lead_rows(graph)
-    return Remarks()
-
-
-def _selection(graph: Graph, setting: Setting) -> Remarks:
-    select_by_position(graph, domains.infer(graph))
-    return Remarks()
-
-
-def _views(graph: Graph, setting: Setting) -> Remarks:
-    copy_where_needed(graph)
-    return Remarks()
-
-
-def _merge(graph: Graph, setting: Setting) -> Remarks:
-    merge_equal(graph)
-    return Remarks()
-
-
-def _dropout(graph: Graph, setting: Setting) -> Remarks:
-    decide_dropout(graph, domains.infer(graph))
-    return Remarks()
-
-
-def _norms(graph: Graph, setting: Setting) -> Remarks:
-    expand_norms(graph)
-    return Remarks()
-
-
-def _products(graph: Graph, setting: Setting) -> Remarks:
-    return Remarks(moved=tuple(move_products(graph, domains.infer(graph))))
-
-
-def _types(graph: Graph, setting: Setting) -> Remarks:
-    return Remarks(moved=tuple(move_typed_products(graph, domains.infer(graph))))
-
-
-def _outer(graph: Graph, setting: Setting) -> Remarks:
-    return Remarks(moved=tuple(move_outer_products(graph, domains.infer(graph))))
-
-
-def _narrow(graph: Graph, setting: Setting) -> Remarks:
-    return Remarks(moved=tuple(move_narrow_work(graph, domains.infer(graph))))
-
-
-def _behind(graph: Graph, setting: Setting) -> Remarks:
-    return Remarks(moved=tuple(move_behind_sums(graph, domains.infer(graph))))
-
-
-def _slices(graph: Graph, setting: Setting) -> Remarks:
-    return Remarks(moved=tuple(move_slices(graph, domains.infer(graph))))
-
-
 def _order(graph: Graph, setting: Setting) -> Remarks:
-    return Remarks(moved=tuple(order_products(graph, domains.infer(graph), setting)))
+    return Remarks(moved=tuple(order_products(graph, infer(graph), setting)))
 
+
+_fills, _merge = _rewrite(materialize_fills), _rewrite(merge_equal)
 
 FORWARD: tuple[Pass, ...] = (
     Pass("fills", _fills),  # first: canonicalize recognises what is scattered onto by its constant
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
-    Pass("axes", _axes),  # rows of every edge value in front, before anything asks for domains
-    Pass("selection", _selection),  # before equal positions become one
+    Pass("axes", _rewrite(lead_rows)),  # rows of every edge value in front, before anything asks for domains
+    Pass("selection", _rewrite_by_domain(select_by_position)),  # before equal positions become one
     Pass("merge", _merge),  # two layers' self-loop handling must be one before it is cut off as structure
-    Pass("dropout", _dropout, required=True),  # needs the domains; before autograd, so that the backward has the same draws
-    Pass("norms", _norms),  # before autograd, which then derives gradients that fuse, too
+    # needs the domains; before autograd, so that the backward has the same draws
+    Pass("dropout", _rewrite_by_domain(decide_dropout), required=True),
+    Pass("norms", _rewrite(expand_norms)),  # before autograd, which then derives gradients that fuse, too
     # the laws run before autograd, so that gradients are derived from what they leave: products over nodes, too
-    Pass("types", _types),  # first: what it makes is gathered, and a product behind it can go to the pairs
-    Pass("outer", _outer),  # before products and sums: what it makes has a plain weight, which they move
-    Pass("products", _products),  # before the cheap work: where a product is gone, the values between are gathered instead
+    Pass("types", _law(move_typed_products)),  # first: what it makes is gathered, and a product behind it can go to the pairs
+    Pass("outer", _law(move_outer_products)),  # before products and sums: what it makes has a plain weight, which they move
+    # before the cheap work: where a product is gone, the values between are gathered instead
+    Pass("products", _law(move_products)),
     Pass("merge_products", _merge),  # both ends may have got the same product of the same rows
-    Pass("narrow", _narrow),  # decides by what is gathered, so equal gathers must be one by now
-    Pass("behind", _behind),  # last: a product that has gone to the nodes needs no sum before it
+    Pass("narrow", _law(move_narrow_work)),  # decides by what is gathered, so equal gathers must be one by now
+    Pass("behind", _law(move_behind_sums)),  # last: a product that has gone to the nodes needs no sum before it
     Pass("merge_moved", _merge),  # counts and node values that several sums and ends have in common
-    Pass("slices", _slices),  # behind the laws, which compare how many rows there are: of edges that are left nobody knows
+    # behind the laws, which compare how many rows there are: of edges that are left nobody knows
+    Pass("slices", _law(move_slices)),
     Pass("order", _order),  # after the laws, which make products before gathers; before autograd, which follows the order
-    Pass("views", _views, required=True),  # last: what a pass made may lie otherwise in memory than what it stands for
+    # last: what a pass made may lie otherwise in memory than what it stands for
+    Pass("views", _rewrite(copy_where_needed), required=True),
 )
 
 JOINT: tuple[Pass, ...] = (
-    Pass("identities", _identities),  # autograd's detached and twice transposed values are the values themselves
+    Pass("identities", _rewrite(drop_identities)),  # autograd's detached and twice transposed values are the values themselves
     Pass("joint_fills", _fills),  # autograd makes new fills and new spellings
     Pass("joint_canonicalize", _canonicalize),
     Pass("joint_merge", _merge),  # what the backward computes as the forward did is kept once, or recomputed on purpose

@@ -51,13 +51,20 @@ def _rows(edit: Editor, chosen: Node, mask: Node) -> Node:
     return edit.call(aten.reshape.default, x, [-1, *inner])
 
 
-_SAME = (aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.select.int, aten._to_copy.default, aten.clone.default)
+_HANDED_ON = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.squeeze.dim,
+    aten.select.int,
+    aten._to_copy.default,
+    aten.clone.default,
+)
 
 
 def is_selection(index: Node) -> bool:
     """Whether an index map holds the positions of a mask: no entry twice, so never more of them than there are rows."""
     node = index
-    while is_call(node, *_SAME):
+    while is_call(node, *_HANDED_ON):
         node = arguments(node)[0]
     if is_call(node, aten.nonzero.default):
         return bool(value(arguments(node)[0]).dim() == 1)

@@ -16,12 +16,12 @@ from torch.fx import Graph, Node
 from plait.passes import edit
 from plait.passes.domains import Domains, keeps_rows
 from plait.passes.edit import PRODUCTS, Editor, arguments, aten, inner_sizes, is_call, product_parts, static, value
+from plait.passes.fuse import MAX_COLUMNS
 from plait.passes.reorganise.types import matrix_products
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 _TURNS = (aten.transpose.int, aten.permute.default)
 _COPIES = (aten.clone.default, aten.expand.default)  # of the same shape
-_MAX_COLUMNS = 4096  # of an outer product: what kernels have
 
 
 def move_outer_products(graph: Graph, domains: Domains) -> list[str]:
@@ -101,7 +101,7 @@ def _width(t: Node, matrix: Node, summed: int) -> int | None:
     if inner is None or other is None or num_columns is None or num_columns > other:
         return None
     width = num_columns * inner
-    return width if width <= _MAX_COLUMNS else None
+    return width if width <= MAX_COLUMNS else None
 
 
 def _reassociated(at: Editor, rows: Node, axis: int, t: Node, weight: Node) -> Node:
