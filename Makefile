@@ -38,7 +38,7 @@ bench: $(STAMP) ## time layers against eager, Inductor and torch.sparse on a gen
 	$(BIN)/plait bench --quick --json results/bench.json --png results/bench.png
 
 test: $(STAMP) ## run the tests, doctests included
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 FUZZ_MINUTES ?= 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -87,7 +88,13 @@ def _size(size: Any) -> Size:
     number = static(size)
     if number is not None:
         return number
-    return int(size.node.hint) if size.node.has_hint() else str(size)
+    return int(size.node.hint) if size.node.has_hint() else _shown(size.node.expr)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shown(expression: Any) -> str:
+    """Printed once: sympy takes milliseconds to order a sum's terms, and every value per edge has the same few sizes."""
+    return str(expression)
 
 
 def _name(node: Node) -> str:
