@@ -63,7 +63,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     if direction == "backward":
         _drop_asserts(graph)
     else:
-        own_maps(graph)
+        own_maps(graph, num_returned)
     structure = split_structure(graph, StructureCall, num_returned) if record.wants("structure") else None
     if structure is not None:
         record.dump_graph(f"{direction}_structure", structure.module)
