@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from plait.capture.launch import Launch, write_select, write_slice
 from plait.passes.canonicalize import fill_value
-from plait.passes.edit import arguments, aten, is_call, same_shape, value
+from plait.passes.edit import arguments, aten, hint, is_call, same_size, static, value
 
 WRITES: dict[Any, Any] = {
     aten.index_copy.default: aten.index_copy_.default,
@@ -59,13 +60,22 @@ def _write_without_copies(graph: Graph) -> None:
         if not is_call(node, aten.slice_scatter.default, aten.select_scatter.default):
             continue
         copy = arguments(node)[1]
-        if not is_call(copy, aten.clone.default) or len(copy.users) > 1:
+        if not is_call(copy, aten.clone.default, aten.copy.default) or len(copy.users) > 1:
             continue
-        rows = arguments(copy)[0]
-        if is_call(rows, aten.expand.default) and same_shape(value(arguments(rows)[0]).shape, value(rows).shape):
+        rows = arguments(copy)[-1] if is_call(copy, aten.copy.default) else arguments(copy)[0]
+        if is_call(rows, aten.expand.default):
             rows = arguments(rows)[0]
-        node.replace_input_with(copy, rows)
+        if _is_plain_copy(value(copy), value(rows)):
+            node.replace_input_with(copy, rows)
     graph.eliminate_dead_code()
+
+
+def _is_plain_copy(copy: Tensor, rows: Tensor) -> bool:
+    """Whether nothing is converted or broadcast: a size that is a symbol is not 1, so it is the other one by another name."""
+    if copy.dtype is not rows.dtype or copy.device != rows.device or copy.dim() != rows.dim():
+        return False
+    pairs = zip(copy.shape, rows.shape, strict=True)
+    return all(same_size(a, b) or (static(b) is None and None not in (hint(a), hint(b))) for a, b in pairs)
 
 
 def _is_done(user: Node, now: int, place: dict[Node, int]) -> bool:
