@@ -78,10 +78,9 @@ def test_slices_written_one_after_the_other_copy_nothing() -> None:
         out = torch.empty(2 * x.shape[0], 3)
         out[0::2] = x * 2
         out[1::2] = x.abs()
-        out[:, 0] = 1.0
         return out
 
-    assert num_writes(interleaved, X) == (3, 0)
+    assert num_writes(interleaved, X) == (2, 0)
 
 
 def test_the_rows_of_a_write_are_not_overwritten_before_it() -> None:
@@ -92,7 +91,7 @@ def test_the_rows_of_a_write_are_not_overwritten_before_it() -> None:
         rows[0] = 7.0
         return out + rows.sum()
 
-    assert num_writes(shifted, X) == (2, 0)
+    assert num_writes(shifted, X) == (1, 1)
 
 
 def test_four_neighbours_of_every_edge_match_eager() -> None:
