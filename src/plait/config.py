@@ -45,7 +45,7 @@ class Options:
 
     def is_strict(self) -> bool:
         """Whether a fallback is an error."""
-        return environment().strict if self.strict is None else self.strict
+        return strict_by_default() if self.strict is None else self.strict
 
     @staticmethod
     def parse(given: dict[str, Any]) -> Options:
@@ -81,6 +81,16 @@ class Environment:
     dynamo_flags: bool
 
 
+def strict_by_default() -> bool:
+    """PLAIT_STRICT as it is now; alone, as it is asked for in every step."""
+    return os.environ.get("PLAIT_STRICT", "0") not in ("", "0")
+
+
+def sets_dynamo_flags() -> bool:
+    """PLAIT_DYNAMO_FLAGS as it is now; alone, as it is asked for in every step."""
+    return os.environ.get("PLAIT_DYNAMO_FLAGS", "1") != "0"
+
+
 def environment() -> Environment:
     """The environment as it is now."""
     get = os.environ.get
@@ -89,14 +99,14 @@ def environment() -> Environment:
     if not base:
         base = os.path.join(get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "plait")
     return Environment(
-        strict=get("PLAIT_STRICT", "0") not in ("", "0"),
+        strict=strict_by_default(),
         dump=pathlib.Path(dump) if dump else None,
         cache_dir=pathlib.Path(base),
         cache_bytes=_bytes("PLAIT_CACHE_BYTES", 256 << 20),
         graph_bytes=_bytes("PLAIT_GRAPH_BYTES", 1 << 30),
         pool_bytes=_bytes("PLAIT_POOL_BYTES", 1 << 30),
         compiler=get("PLAIT_CXX") or get("CXX"),
-        dynamo_flags=get("PLAIT_DYNAMO_FLAGS", "1") != "0",
+        dynamo_flags=sets_dynamo_flags(),
     )
 
 

@@ -71,3 +71,41 @@ def test_a_layer_with_weights_by_degree_matches_eager() -> None:
 
     x, weights = numbers(N, 3, seed=1).requires_grad_(), numbers(2, 3, 4, seed=2).requires_grad_()
     assert_matches_eager(by_kind, x, torch.tensor([0, 1, 0, 0, 1, 1]), weights, compile=compiled, num_steps=2)
+
+
+def test_slices_written_one_after_the_other_copy_nothing() -> None:
+    def interleaved(x: Tensor) -> Tensor:
+        out = torch.empty(2 * x.shape[0], 3)
+        out[0::2] = x * 2
+        out[1::2] = x.abs()
+        return out
+
+    assert num_writes(interleaved, X) == (2, 0)
+
+
+def test_the_rows_of_a_write_are_not_overwritten_before_it() -> None:
+    def shifted(x: Tensor) -> Tensor:
+        rows = x.clone()
+        out = torch.zeros(2 * x.shape[0], 3)
+        out[0::2] = rows
+        rows[0] = 7.0
+        return out + rows.sum()
+
+    assert num_writes(shifted, X) == (1, 1)
+
+
+def test_four_neighbours_of_every_edge_match_eager() -> None:
+    """As in MeshCNN: messages are read, and written, every fourth row."""
+
+    def mesh(x: Tensor, src: Tensor, dst: Tensor, weight: Tensor) -> Tensor:
+        rows = x.index_select(0, src)
+        out = torch.empty(4 * x.shape[0], weight.shape[1])
+        out[0::4] = (rows[0::4] - rows[2::4]).abs() @ weight
+        out[1::4] = rows[0::4] + rows[2::4]
+        out[2::4] = (rows[1::4] - rows[3::4]).abs() @ weight
+        out[3::4] = rows[1::4] + rows[3::4]
+        return torch.zeros_like(x).index_add(0, dst, out)
+
+    x, weight = numbers(N, 3, seed=1).requires_grad_(), numbers(3, 3, seed=2).requires_grad_()
+    src, dst = torch.tensor([0, 5, 5, 1] * N), torch.arange(4 * N) % N
+    assert_matches_eager(mesh, x, src, dst, weight, compile=compiled, num_steps=2)

@@ -35,7 +35,7 @@ def split(function: Callable[..., Any], *inputs: Any) -> tuple[GraphModule, Stru
         return (function(*given),)
 
     graph_module = canonical(outputs, *inputs)
-    own_maps(graph_module.graph)
+    own_maps(graph_module.graph, 1)
     found = split_structure(graph_module.graph, StructureCall, 1)
     graph_module.graph.lint()
     graph_module.recompile()

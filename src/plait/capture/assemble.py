@@ -61,7 +61,7 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     if direction == "backward":
         _drop_asserts(graph)
     else:
-        own_maps(graph)
+        own_maps(graph, num_returned)
     structure = split_structure(graph, StructureCall, num_returned) if record.wants("structure") else None
     if structure is not None:
         record.dump_graph(f"{direction}_structure", structure.module)
@@ -73,9 +73,9 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
         launches += _fuse(graph, find_edge_regions, direction, record, 0)
     if record.wants("row_regions"):
         launches += _fuse(graph, find_row_regions, direction, record, len(launches))
-    if build:
-        _build(launches, record)
     record.launches[direction] = launches
+    if build and any(launch.program.reads_maps() for launch in launches):
+        build_kernels(launches, record)  # now, while the other half is assembled; rows alone may not be worth it
     if direction == "forward":
         record.kept = kept_values(graph, num_returned)
     _note_leftovers(graph, edge_work, direction, record)
@@ -90,8 +90,6 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
     record.dump_graph(f"{direction}_final", gm)
     for launch in launches:
         record.dump(launch.program.name, to_text(launch.program))
-        if launch.kernel is not None:
-            record.dump(launch.program.name, launch.kernel.source, "cpp")
     return gm
 
 
@@ -119,9 +117,9 @@ def _fuse(graph: Graph, find: Callable[..., list[Region]], direction: str, recor
     return launches
 
 
-def _build(launches: list[Launch], record: Record) -> None:
+def build_kernels(launches: list[Launch], record: Record) -> None:
     """Starts the build of all kernels of a graph in one shared object; without a compiler the interpreter runs."""
-    if not launches:
+    if not launches or launches[0].kernel is not None:
         return
     try:
         with _disable_current_modes():  # AOTAutograd traces with fake tensors; the schedules are made of real ones
@@ -132,6 +130,7 @@ def _build(launches: list[Launch], record: Record) -> None:
         return
     for launch, kernel in zip(launches, kernels, strict=True):
         launch.kernel = kernel
+        record.dump(launch.program.name, kernel.source, "cpp")
 
 
 def quicken(graph: Graph) -> bool:

@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from plait import graph as graph_structure
 from plait.capture.again import Again
-from plait.capture.assemble import EVERY_OUTPUT, assemble
+from plait.capture.assemble import EVERY_OUTPUT, assemble, build_kernels
 from plait.capture.origin import source_lines
 from plait.capture.partition import Halves, Joint, boxed, copy_graph, eager_peak, partition
 from plait.capture.record import Record, new_record
@@ -21,6 +21,7 @@ from plait.capture.region import Region
 from plait.capture.step import step_of
 from plait.capture.trace import detach_no_grad, forward_graph, mark_dropout, specialize_floats
 from plait.capture.tune import machine_costs
+from plait.capture.worth import Work, is_worthwhile
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError, first_line
 from plait.passes import pipeline
@@ -68,10 +69,15 @@ def plait_backend(
             log.debug("capture failed", exc_info=True)
             record.fall_back("capture", first_line(error))
         else:
-            if record.is_rewritten or record.moved or record.dropped:
-                return compiled
-            record.note("nothing in this graph is fused or moved: it runs as PyTorch runs it")
-            return gm.forward
+            if not (record.is_rewritten or record.moved or record.dropped):
+                record.hand_back("nothing in this graph is fused or moved: it runs as PyTorch runs it")
+                return gm.forward
+            if not record.is_worthwhile:
+                record.hand_back("fusing this graph would save less time than calling it takes: it runs as PyTorch runs it")
+                return gm.forward
+            for launches in record.launches.values():
+                build_kernels(launches, record)
+            return compiled
     record.fall_back("capture", "the graph runs as it was captured, un-compiled")
     return gm.forward
 
@@ -104,13 +110,18 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
     halves: list[Halves] = []
 
     def inference(graph: GraphModule, _: Any) -> Callback:
+        captured = Work.of_captured(graph.graph)
         _run_passes(graph, pipeline.JOINT, record, _settled(set(graph.graph.nodes), record.options.order))
-        return boxed(assemble(graph, "inference", record, num_returned=EVERY_OUTPUT), None)
+        assembled = assemble(graph, "inference", record, num_returned=EVERY_OUTPUT)
+        record.is_worthwhile = is_worthwhile(captured, [assembled.graph], record)
+        return boxed(assembled, None)
 
     def cut(joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
+        captured = Work.of_captured(joint.graph)
         forward_part = forward_nodes(joint.graph, num_fwd_outputs)
         _run_passes(joint, pipeline.JOINT, record, _settled(forward_part, record.options.order))
         halves.append(partition(Joint(joint, inputs, num_fwd_outputs, kwargs), record, budget))
+        record.is_worthwhile = is_worthwhile(captured, [halves[0].forward.graph, halves[0].backward.graph], record)
         return halves[0].forward, halves[0].backward
 
     backend = aot_autograd(fw_compiler=boxed, bw_compiler=boxed, inference_compiler=inference, partition_fn=cut)
@@ -118,8 +129,7 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
     with torch._functorch.config.patch(donated_buffer=False):
         compiled = backend(gm, example_inputs)
     step = step_of(halves[0] if halves else None, len(example_inputs), again)
-    region: Callback = step if step is not None else Region(compiled, again)
-    return torch._dynamo.disable(region, reason="plait's compiled region")  # type: ignore[no-any-return]
+    return step if step is not None else Region(compiled, again)
 
 
 def _budget_bytes(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> int | None:

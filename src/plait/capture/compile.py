@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from plait import memory
 from plait.capture.backend import plait_backend
 from plait.capture.record import Record, new_record
-from plait.config import Options, environment
+from plait.config import Options, sets_dynamo_flags
 from plait.errors import first_line
 from plait.native import cache
 from plait.structure_cache import STRUCTURE
 
 log = logging.getLogger("plait")
-FLAGS = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": True}
+FLAGS = ("capture_dynamic_output_shape_ops", "capture_scalar_outputs")
 _DYNAMO_LOG = logging.getLogger("torch._dynamo.convert_frame")
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str})
 _DENSE = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
 
 
@@ -43,9 +45,10 @@ def _guarded(compiled: Callable[..., Any], options: Options) -> Callable[..., An
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        failures.note_sparse(args, kwargs)
+        leaves = _leaves(args, kwargs)
+        failures.note_sparse(leaves)
         with failures.watched():
-            plain = failures.plain(args, kwargs)
+            plain = failures.plain(args, kwargs, leaves)
             if plain is None:
                 return call(*args, **kwargs)
             try:
@@ -69,9 +72,9 @@ class _Failures(logging.Filter):
         self.record: Record | None = None
         self.takes_plain = True
 
-    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: Sequence[Any]) -> Any:
         """The arguments with PyG's `EdgeIndex` as the tensor it is, in which Dynamo trips over caches; None without any."""
-        if not self.takes_plain or not any(map(_is_edge_index, tree_leaves((args, kwargs)))):
+        if not self.takes_plain or not any(map(_is_edge_index, leaves)):
             return None
         return tree_map(lambda item: item.as_tensor() if _is_edge_index(item) else item, (args, kwargs))
 
@@ -82,13 +85,13 @@ class _Failures(logging.Filter):
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        flags: dict[str, Any] = {} if environment().dynamo_flags else dict(FLAGS)  # set for the process, or only here
+        names = () if sets_dynamo_flags() else FLAGS  # set for the process, or only here
         if not self.options.is_strict():
-            flags["suppress_errors"] = True
-        if not flags:
+            names = (*names, "suppress_errors")
+        if not names:
             yield
             return
-        with torch._dynamo.config.patch(flags):
+        with _raised(names):
             _DYNAMO_LOG.addFilter(self)
             try:
                 yield
@@ -103,9 +106,9 @@ class _Failures(logging.Filter):
         self._fall_back(f"Dynamo cannot trace a part of the model: {first_line(error)}")
         return False
 
-    def note_sparse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note_sparse(self, leaves: Sequence[Any]) -> None:
         """Dynamo passes over every function that it meets with a sparse tensor, and does not say so."""
-        for item in tree_leaves((args, kwargs)):
+        for item in leaves:
             if isinstance(item, torch.Tensor) and item.layout not in _DENSE:
                 self._fall_back(f"an input is a {item.layout} tensor, which Dynamo does not trace; pass edge_index instead")
                 return
@@ -114,6 +117,33 @@ class _Failures(logging.Filter):
         if self.record is None:
             self.record = new_record(self.options)
         self.record.fall_back("capture", reason)
+
+
+class _Idle(threading.local):
+    """Patches of Dynamo's flags that are not in force, by the flags' names: making one takes longer than a small model."""
+
+    def __init__(self) -> None:
+        self.patches: dict[tuple[str, ...], list[Any]] = {}
+
+
+_IDLE = _Idle()
+
+
+@contextlib.contextmanager
+def _raised(names: tuple[str, ...]) -> Iterator[None]:
+    """These flags of Dynamo's set to True."""
+    idle = _IDLE.patches.setdefault(names, [])
+    # before torch 2.13 a patch that is in force cannot be entered again, as a compiled model in another would
+    patch = idle.pop() if idle else torch._dynamo.config.patch(dict.fromkeys(names, True))
+    with patch:
+        yield
+    idle.append(patch)
+
+
+def _leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+    """Every value in the arguments. Most calls have tensors alone, for which pytree takes ten times as long."""
+    given = [*args, *kwargs.values()]
+    return given if all(type(item) in _PLAIN for item in given) else tree_leaves(given)
 
 
 def _is_edge_index(item: Any) -> bool:

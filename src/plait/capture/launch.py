@@ -19,6 +19,7 @@ from plait.ir.ops import Uniform
 from plait.ir.program import Program, Space
 from plait.structure_cache import STRUCTURE
 
+aten = torch.ops.aten
 log = logging.getLogger("plait")
 
 
@@ -169,14 +170,34 @@ def viewed(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return tensor.reshape(shape)
 
 
+def _gathered(x: Tensor, index: Tensor, wrap: bool = False) -> Tensor:
+    index = operators.wrapped(index, x.shape[0]) if wrap else index
+    return torch.index_select(x, 0, index, out=memory.empty((index.shape[0], *x.shape[1:]), x.dtype))
+
+
+@_view
+def write_slice(
+    out: Tensor, rows: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    aten.slice.Tensor(out, dim, start, end, step).copy_(rows)
+    return out
+
+
+@_view
+def write_select(out: Tensor, part: Tensor, dim: int, index: int) -> Tensor:
+    out.select(dim, index).copy_(part)
+    return out
+
+
 # products that write into buffers of the pool
 PRODUCTS: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.mm.default: _mm,
-    torch.ops.aten.addmm.default: _addmm,
+    aten.mm.default: _mm,
+    aten.addmm.default: _addmm,
 }
-# what a method of the tensor does in less time than the operator
+# what a method of the tensor does in less time than the operator, or than Python's way through the dispatcher
 QUICK: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.sym_size.int: size_of,
-    torch.ops.aten.t.default: transposed,
-    torch.ops.aten.view.default: viewed,
+    aten.sym_size.int: size_of,
+    aten.t.default: transposed,
+    aten.view.default: viewed,
+    operators.gather: _gathered,
 }

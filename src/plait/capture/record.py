@@ -65,6 +65,7 @@ class Record:
     fallbacks: list[Fallback] = field(default_factory=list)
     num_dumps: int = 0
     is_rewritten: bool = False  # whether anything runs otherwise than PyTorch runs it
+    is_worthwhile: bool = True  # whether that is predicted to take less time, see `capture.worth`
 
     @property
     def programs(self) -> dict[str, list[Program]]:
@@ -105,6 +106,14 @@ class Record:
         for line in lines:
             source = sources.get(line.partition(":")[0])
             self.moved.append(f"{line}{MOVED_AT}{source}" if source else line)
+
+    def hand_back(self, reason: str) -> None:
+        """The graph runs as PyTorch runs it, by design: what was planned for it does not happen."""
+        self.launches = {direction: [] for direction in self.launches}
+        self.origins, self.prediction = {}, None
+        for planned in (self.kept, self.structural, self.recomputed, self.structure, self.notes):
+            planned.clear()
+        self.note(reason)
 
     def scratch(self) -> Record:
         """A record for a plan that is tried and thrown away: nothing is written, nothing is warned of."""

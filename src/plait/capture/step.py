@@ -25,7 +25,8 @@ class Step:
     """A captured graph in training mode: called with its inputs, a list of its outputs that autograd knows."""
 
     def __init__(self, halves: Halves, meta: ViewAndMutationMeta, again: Again) -> None:
-        self.forward: Callable[..., Any] = halves.forward.forward
+        # AOTAutograd's graph module prints its code at the first call, and goes through two wrappers in every later one
+        self.forward: Callable[..., Any] = GraphModule(halves.forward, copy_graph(halves.forward.graph)).forward
         self.backward = _boxed(halves.backward)
         self.again = again
         self.num_returned = halves.num_returned

@@ -102,6 +102,10 @@ class Program:
                 counts[value] = counts.get(value, 0) + 1
         return counts
 
+    def reads_maps(self) -> bool:
+        """Whether rows of one domain meet those of another; otherwise it is elementwise work."""
+        return self.ordered or bool(self.maps)
+
     def needs_edge_position(self) -> bool:
         """Whether any value depends on `edge_id`: edge tensors read or written in the user's order, or random draws."""
         from plait.ir.ops import LoadEdge, Uniform

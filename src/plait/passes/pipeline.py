@@ -16,6 +16,7 @@ from plait.passes.identities import copy_where_needed, drop_identities
 from plait.passes.norms import expand_norms
 from plait.passes.order import order_products
 from plait.passes.order_costs import Setting
+from plait.passes.places import resolve_places
 from plait.passes.reorganise import (
     move_behind_sums,
     move_narrow_work,
@@ -79,12 +80,13 @@ def _order(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(moved=tuple(order_products(graph, infer(graph), setting)))
 
 
-_fills, _merge = _rewrite(materialize_fills), _rewrite(merge_equal)
+_fills, _merge, _places = _rewrite(materialize_fills), _rewrite(merge_equal), _rewrite(resolve_places)
 
 FORWARD: tuple[Pass, ...] = (
     Pass("fills", _fills),  # first: canonicalize recognises what is scattered onto by its constant
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
     Pass("axes", _rewrite(lead_rows)),  # rows of every edge value in front, before anything asks for domains
+    Pass("places", _places),  # before anything asks which domain a gathered row is of
     Pass("selection", _rewrite_by_domain(select_by_position)),  # before equal positions become one
     Pass("merge", _merge),  # two layers' self-loop handling must be one before it is cut off as structure
     # needs the domains; before autograd, so that the backward has the same draws
@@ -110,6 +112,7 @@ JOINT: tuple[Pass, ...] = (
     Pass("identities", _rewrite(drop_identities)),  # autograd's detached and twice transposed values are the values themselves
     Pass("joint_fills", _fills),  # autograd makes new fills and new spellings
     Pass("joint_canonicalize", _canonicalize),
+    Pass("joint_places", _places),  # behind canonicalize: the gradient of a sum over edges is a gather, read slice by slice
     Pass("joint_merge", _merge),  # what the backward computes as the forward did is kept once, or recomputed on purpose
     Pass("joint_order", _order),  # the gradient of x is a propagation too
 )

@@ -144,8 +144,13 @@ def _is_map(node: Node) -> bool:
     return any(is_call(user, operators.gather, operators.segment_reduce) and user.args[1] is node for user in node.users)
 
 
-def own_maps(graph: Graph) -> None:
-    """Index maps that are the user's own tensors become copies, so that the structure can hold private ones."""
+def own_maps(graph: Graph, num_returned: int) -> None:
+    """Index maps that are the user's own tensors become copies, so that the structure can hold private ones.
+
+    The backward is handed the copy, too: what lies behind the first `num_returned` outputs is kept for it.
+    """
+    output = graph.output_node()
+    results: Any = list(arguments(output)[0])
     for node in list(graph.nodes):
         if node.op != "placeholder" or not is_tensor(node) or not is_integral(node):
             continue
@@ -157,6 +162,8 @@ def own_maps(graph: Graph) -> None:
         copy = Editor(graph, first).call(aten.clone.default, node)
         for user in readers:
             user.update_arg(1, copy)
+        results[num_returned:] = [copy if item is node else item for item in results[num_returned:]]
+    output.args = (tuple(results),)
 
 
 def read_sizes_from_structure(graph: Graph) -> None:

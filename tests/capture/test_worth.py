@@ -1,0 +1,103 @@
+"""A graph that plait would only call in a slower way runs as PyTorch runs it; what is fused is predicted to pay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import plait
+from plait.capture.record import Record
+from plait.capture.worth import Work
+from tests.capture.compiled import captures, compiled, num_programs
+from tests.passes.tracing import numbers, traced
+
+HANDED_BACK = "fusing this graph would save less time than calling it takes: it runs as PyTorch runs it"
+
+
+def run(model: Callable[..., Any], *inputs: Tensor, **options: Any) -> tuple[Any, list[Record]]:
+    with captures() as records:
+        out = torch.compile(model, backend="plait", dynamic=False, options=options or None)(*inputs)
+    return out, records
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+
+def test_products_with_an_activation_between_run_as_pytorch_runs_them() -> None:
+    out, (record,) = run(mlp(), numbers(600, 8))
+
+    assert type(out.grad_fn).__name__ == "AddmmBackward0"
+    assert record.notes == [HANDED_BACK]
+    assert record.programs == {"forward": [], "backward": []}
+
+
+def test_it_does_without_gradients_too() -> None:
+    with torch.no_grad():
+        _, (record,) = run(mlp(), numbers(600, 8))
+
+    assert record.notes == [HANDED_BACK]
+
+
+def elementwise(x: Tensor) -> Tensor:
+    return torch.tanh(x * 2 + 1).exp().mul(x).sub(x.abs()).sigmoid()
+
+
+def test_a_chain_over_many_rows_is_fused() -> None:
+    _, records = run(elementwise, numbers(40_000, 16).requires_grad_())
+
+    assert num_programs(records, "forward") == num_programs(records, "backward") == 1
+
+
+def test_the_same_chain_over_a_few_rows_is_not() -> None:
+    _, records = run(elementwise, numbers(6, 16).requires_grad_())
+
+    assert num_programs(records, "forward") == 0
+
+
+def test_nothing_is_concluded_from_sizes_that_change() -> None:
+    with captures() as records:
+        compiled(elementwise)(numbers(6, 16).requires_grad_())
+
+    assert num_programs(records, "forward") == 1
+
+
+def test_edges_are_fused_whatever_their_number() -> None:
+    def layer(x: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_add(0, dst, x[src])
+
+    _, records = run(layer, numbers(5, 3).requires_grad_(), *torch.tensor([[0, 1, 4], [1, 1, 2]]))
+
+    assert num_programs(records, "forward") == 1
+
+
+@pytest.mark.parametrize("options", [{"rest": "inductor"}, {"memory_budget": 1 << 30}])
+def test_who_asks_for_more_gets_it(options: dict[str, Any]) -> None:
+    _, records = run(mlp(), numbers(600, 8), **options)
+
+    assert [note for record in records for note in record.notes if note == HANDED_BACK] == []
+
+
+def test_explain_says_why() -> None:
+    assert HANDED_BACK in str(plait.explain(mlp(), numbers(600, 8)))
+
+
+def test_work_is_what_is_read_and_written() -> None:
+    found = Work.of(traced(lambda x, y: (x.t() @ y).relu(), numbers(10, 4), numbers(10, 2)).graph)
+
+    assert found == Work(num_calls=2, streamed_bytes=4 * (10 * 4 + 10 * 2 + 4 * 2 + 2 * 4 * 2))
+
+
+def test_writes_count_as_what_they_write() -> None:
+    def write(x: Tensor, rows: Tensor) -> Tensor:
+        out = x.clone()
+        out[2:4] = rows
+        return out
+
+    found = Work.of_captured(traced(write, numbers(10, 4), numbers(2, 4)).graph)
+
+    assert found.streamed_bytes == 4 * (2 * 10 * 4 + 2 * 2 * 4)
