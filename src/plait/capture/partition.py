@@ -21,7 +21,7 @@ from plait.capture.assemble import EVERY_OUTPUT, assemble, is_fusable
 from plait.capture.launch import StructureCall
 from plait.capture.record import Prediction, Record
 from plait.capture.tune import machine_costs
-from plait.errors import MemoryBudgetError
+from plait.errors import CompilerError, MemoryBudgetError
 from plait.passes import domains as domains_pass
 from plait.passes.edge_scalars import EdgeScalars
 from plait.passes.keep import Dropped, Keeper, is_extremum
@@ -149,7 +149,10 @@ def _cached(joint: Joint, record: Record) -> frozenset[str]:
     scalars = EdgeScalars(graph, joint.num_returned, domains_pass.infer(graph), _is_recomputable(graph))
     found = scalars.all()
     if found and choice == "auto":
-        found = scalars.cheapest(machine_costs())
+        try:
+            found = scalars.cheapest(machine_costs())
+        except CompilerError:  # no kernel can be measured, and none will run
+            found = set()
     return frozenset(node.name for node in found)
 
 

@@ -8,6 +8,7 @@ the work it is weighed against are gathers of node values, functions and product
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 
 from torch.fx import Graph, Node
@@ -39,6 +40,7 @@ _FUNCTIONS = (
 _FOLDS = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default)
 
 Kernel = tuple[Node | None, int]  # the map whose rows a kernel of the backward walks, and how many kernels come before
+Price = Callable[[Node, Node | None, Costs], float]
 
 
 class EdgeScalars:
@@ -58,6 +60,7 @@ class EdgeScalars:
         ]
         kernels = _backward_kernels(graph, forward, domains)
         self._read_by = {node: _union(kernels[user] for user in node.users if user in kernels) for node in self._again}
+        self._prices: dict[tuple[Node, Node | None, Price], float] = {}
         widest: dict[Node | None, int] = {}
         for node in self._again:
             widest[domains.of(node)] = max(widest.get(domains.of(node), 0), _columns(node))
@@ -85,12 +88,15 @@ class EdgeScalars:
         return found if self.seconds(found, costs, MARGIN) < nothing_s else set()
 
     def _improved(self, chosen: set[Node], costs: Costs) -> set[Node]:
-        while True:
-            others = [self._read_first(chosen ^ {node}) for node in self._candidates]
-            best = min(others, key=lambda item: self.seconds(item, costs), default=chosen)
-            if self.seconds(best, costs) >= self.seconds(chosen, costs):
-                return chosen
-            chosen = best
+        best_s, is_better = self.seconds(chosen, costs), True
+        while is_better:
+            is_better = False
+            for node in self._candidates:
+                tried = self._read_first(chosen ^ {node})
+                tried_s = self.seconds(tried, costs)
+                if tried_s < best_s:
+                    chosen, best_s, is_better = tried, tried_s, True
+        return chosen
 
     def _read_first(self, chosen: set[Node]) -> set[Node]:
         """Those of `chosen` that are read: not those below others only."""
@@ -114,10 +120,18 @@ class EdgeScalars:
         total = 0.0
         for node, kernels in self._reads(cached):
             if node in cached:
-                total += margin * (WRITE + READ * len(kernels)) * _row_s(node, costs)
+                total += margin * (WRITE + READ * len(kernels)) * self._once(node, None, costs, _row_s)
             else:
-                total += sum(_work_s(node, rows, costs) for rows, _ in kernels)
+                # exactly rounded: the order of a set is another in every process
+                total += math.fsum(self._once(node, rows, costs, _work_s) for rows, _ in kernels)
         return total
+
+    def _once(self, node: Node, rows: Node | None, costs: Costs, price: Price) -> float:
+        """A price, worked out once for a value and the rows of a kernel: a choice is compared with many others."""
+        key = (node, rows, price)
+        if key not in self._prices:
+            self._prices[key] = price(node, rows, costs)
+        return self._prices[key]
 
 
 def _backward_kernels(graph: Graph, forward: set[Node], domains: Domains) -> dict[Node, frozenset[Kernel]]:
@@ -173,7 +187,7 @@ def _columns(node: Node) -> int:
 _COPIES = (aten.clone.default, aten.detach.default, aten.alias.default, aten.expand.default, aten._to_copy.default)
 
 
-def _row_s(node: Node, costs: Costs) -> float:
+def _row_s(node: Node, _: Node | None, costs: Costs) -> float:
     """Seconds to gather a value's rows, each edge's at a random place."""
     size = num_bytes(value(node))
     row_bytes = _columns(node) * value(node).dtype.itemsize
