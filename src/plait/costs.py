@@ -15,6 +15,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+# an operator inside of a kernel takes about as long as so many operations of a matrix product: its vectors are loaded and
+# stored and have no multiply-add; exp is some twenty instructions
+_SIMPLE_FLOPS = 6.0
+_FUNCTION_FLOPS = 100.0
+
 _FORMAT = 1  # of the stored file; a file of another format is measured anew
 
 
@@ -45,6 +50,10 @@ class Costs:
     def product(self, rows: float, inner: float, columns: float) -> float:
         """Seconds of a matrix product [rows, inner] x [inner, columns]."""
         return 2.0 * rows * inner * columns / self.product_flops
+
+    def elementwise(self, count: float, *, is_function: bool = False) -> float:
+        """Seconds of an operator over so many numbers inside of a kernel; a function is one like exp, or a division."""
+        return count * (_FUNCTION_FLOPS if is_function else _SIMPLE_FLOPS) / self.product_flops
 
     def stream(self, num_bytes: float) -> float:
         """Seconds to read or write so many bytes in order."""

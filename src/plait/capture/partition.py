@@ -1,7 +1,8 @@
 """The joint graph of a training step cut into forward and backward, with the plan of what is kept between them.
 
-The default plan keeps everything the backward reads but values per edge, which are computed again inside the kernels. Under a
-budget, values over nodes are dropped as well, cheapest first, until the step is predicted to fit (see `passes.keep`).
+The default plan keeps everything the backward reads but values per edge, which are computed again inside the kernels, unless
+there are few numbers per edge and writing them costs less (see `passes.edge_scalars`). Under a budget, what is kept is dropped,
+cheapest first, until the step is predicted to fit (see `passes.keep`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from plait.capture.assemble import EVERY_OUTPUT, assemble, is_fusable
 from plait.capture.launch import StructureCall
 from plait.capture.record import Prediction, Record
 from plait.capture.tune import machine_costs
-from plait.errors import MemoryBudgetError
+from plait.errors import CompilerError, MemoryBudgetError
 from plait.passes import domains as domains_pass
+from plait.passes.edge_scalars import EdgeScalars
 from plait.passes.keep import Dropped, Keeper, is_extremum
 from plait.passes.liveness import kept_bytes, step_peak
 from plait.passes.recompute import bind_counts, recompute_edges
@@ -64,6 +66,14 @@ def copy_graph(graph: Graph) -> Graph:
     return new
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Names: of values per edge that the forward writes for the backward; of kept values that are computed again after all."""
+
+    cached: frozenset[str] = frozenset()
+    dropped: frozenset[str] = frozenset()
+
+
 def boxed(gm: GraphModule, _: Any) -> Callable[..., Any]:
     """A graph as AOTAutograd calls it: a "compiler" that leaves it as it is."""
     return make_boxed_func(gm.forward)
@@ -71,10 +81,12 @@ def boxed(gm: GraphModule, _: Any) -> Callable[..., Any]:
 
 def partition(joint: Joint, record: Record, budget: int | None) -> Halves:
     """Forward and backward, assembled. budget: bytes the step may hold at once, or None. Raises MemoryBudgetError."""
-    dropped: Collection[str] = ()
-    if budget is not None and record.wants("recompute"):
-        dropped = _fitting(joint, record, budget)
-    halves = _cut(joint, record, dropped)
+    plan = Plan()
+    if record.wants("recompute"):
+        plan = Plan(_cached(joint, record))
+        if budget is not None:
+            plan = replace(plan, dropped=_fitting(joint, record, budget, plan))
+    halves = _cut(joint, record, plan)
     record.prediction = predict(halves)
     return halves
 
@@ -94,15 +106,15 @@ def _is_structure(node: Node) -> bool:
     )
 
 
-def _cut(joint: Joint, record: Record, dropped: Collection[str], *, build: bool = True) -> Halves:
+def _cut(joint: Joint, record: Record, plan: Plan, *, build: bool = True) -> Halves:
     """One plan carried out. Without `build` no kernel is compiled, and the graphs are there to be looked at."""
     spare = joint.copy()
     graph, num_returned = joint.module.graph, joint.num_returned
     if record.wants("recompute"):
-        record.recomputed.extend(_recompute(graph, num_returned))
-        if dropped:
+        record.recomputed.extend(_recompute(graph, num_returned, plan.cached - plan.dropped))
+        if plan.dropped:
             keeper = Keeper(graph, num_returned, domains_pass.infer(graph), machine_costs())
-            keeper.drop(dropped)
+            keeper.drop(plan.dropped)
     forward, backward = _divided(joint)
     forward = assemble(forward, "forward", record, num_returned=num_returned, build=build)
     if record.recomputed and has_extremum(forward.graph):
@@ -120,11 +132,29 @@ def _divided(joint: Joint) -> tuple[GraphModule, GraphModule]:
     return default_partition(joint.module, joint.inputs, num_fwd_outputs=joint.num_returned, **joint.others)
 
 
-def _recompute(graph: Graph, num_returned: int) -> Sequence[str]:
+def _recompute(graph: Graph, num_returned: int, cached: Collection[str]) -> Sequence[str]:
+    is_recomputable = _is_recomputable(graph)
+    return recompute_edges(graph, num_returned, domains_pass.infer(graph), is_recomputable, cached).recomputed
+
+
+def _is_recomputable(graph: Graph) -> Callable[[Node], bool]:
     structure = set(structural_nodes(graph))
-    domains = domains_pass.infer(graph)
-    plan = recompute_edges(graph, num_returned, domains, lambda node: is_fusable(node) and node not in structure)
-    return plan.recomputed
+    return lambda node: is_fusable(node) and node not in structure
+
+
+def _cached(joint: Joint, record: Record) -> frozenset[str]:
+    """The names of the values per edge that the forward writes for the backward."""
+    graph, choice = joint.module.graph, record.options.edge_scalars
+    if choice == "recomputed":
+        return frozenset()
+    scalars = EdgeScalars(graph, joint.num_returned, domains_pass.infer(graph), _is_recomputable(graph))
+    found = scalars.all()
+    if found and choice == "auto":
+        try:
+            found = scalars.cheapest(machine_costs())
+        except CompilerError:  # no kernel can be measured, and none will run
+            found = set()
+    return frozenset(node.name for node in found)
 
 
 def has_extremum(graph: Graph) -> bool:
@@ -135,14 +165,14 @@ def has_extremum(graph: Graph) -> bool:
 # --- budgets ---------------------------------------------------------------------------------------------------------
 
 
-def _fitting(joint: Joint, record: Record, budget: int) -> Collection[str]:
+def _fitting(joint: Joint, record: Record, budget: int, plan: Plan) -> frozenset[str]:
     """The names of the values to drop so that the step fits, and few of them. Raises MemoryBudgetError when no plan does."""
-    candidates = _candidates(joint)
+    candidates = _candidates(joint, plan.cached)
     tried: dict[frozenset[str], int] = {}
 
     def held(names: frozenset[str]) -> int:
         if names not in tried:
-            tried[names] = predict(_cut(joint.copy(), record.scratch(), names, build=False)).peak_bytes
+            tried[names] = predict(_cut(joint.copy(), record.scratch(), replace(plan, dropped=names), build=False)).peak_bytes
         return tried[names]
 
     order = [item.name for item in candidates]
@@ -193,9 +223,9 @@ def _smaller(
     return names
 
 
-def _candidates(joint: Joint) -> list[Dropped]:
+def _candidates(joint: Joint, cached: Collection[str]) -> list[Dropped]:
     graph = joint.copy().module.graph
-    _recompute(graph, joint.num_returned)
+    _recompute(graph, joint.num_returned, cached)
     return Keeper(graph, joint.num_returned, domains_pass.infer(graph), machine_costs()).order()
 
 

@@ -8,7 +8,7 @@ still reads, keeps node values only. The copies are fused into the backward's ke
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -33,13 +33,19 @@ class RecomputePlan:
 
 
 def recompute_edges(
-    graph: Graph, num_forward_outputs: int, domains: Domains, is_recomputable: Callable[[Node], bool]
+    graph: Graph,
+    num_forward_outputs: int,
+    domains: Domains,
+    is_recomputable: Callable[[Node], bool],
+    cached: Collection[str] = (),
 ) -> RecomputePlan:
-    """Gives the backward its own copies of recomputable edge values; edits the joint `graph`."""
+    """Gives the backward its own copies of recomputable edge values but the `cached` ones; edits the joint `graph`."""
     forward = forward_nodes(graph, num_forward_outputs)
 
     def wanted(node: Node) -> bool:
-        return node in forward and node.op == "call_function" and domains.is_edge(node) and is_recomputable(node)
+        if node not in forward or node.op != "call_function" or node.name in cached:
+            return False
+        return domains.is_edge(node) and is_recomputable(node)
 
     return RecomputePlan(give_copies(graph, forward, wanted))
 
