@@ -20,7 +20,6 @@ import collections
 import json
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +41,7 @@ def main() -> int:
     parser.add_argument("--engines", nargs="*", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--only", nargs="*", default=list(FOLDERS), help="folders or files, below test/")
     parser.add_argument("--seconds", type=int, default=900, help="at most, for a file")
+    parser.add_argument("--most", type=int, default=0, help="sets of parameters of one test at most, spread evenly; 0: all")
     parser.add_argument("--store", type=pathlib.Path, help="results are kept in this file, and not computed again")
     parser.add_argument("--again", action="store_true", help="run the files of --only anew")
     parser.add_argument(
@@ -49,6 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--markdown", action="store_true", help="run nothing, print the tables")
     arguments = parser.parse_args()
+    os.environ["PYG_TESTS_MOST"] = str(arguments.most)
     store: Store = {engine: {} for engine in ENGINES}
     if arguments.store and arguments.store.exists():
         store |= json.loads(arguments.store.read_text())
@@ -150,12 +151,13 @@ def run_process(folder: pathlib.Path, engine: str, names: list[str], limit: int,
 
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    file, began = "", time.monotonic()
-    while process.poll() is None and time.monotonic() - began < limit:
+    file, waited = "", 0.0  # what it has waited, not what a clock says: the whole run may be paused
+    while process.poll() is None and waited < limit:
         time.sleep(0.5)
+        waited += 0.5
         written = lines()
         if written and written[-1]["file"] != file:
-            file, began = written[-1]["file"], time.monotonic()
+            file, waited = written[-1]["file"], 0.0
             print(f"{engine}: {file}", flush=True)
             keep([line for line in written if line["file"] != file])
     if process.poll() is None:
@@ -179,10 +181,13 @@ def show(store: Store) -> int:
     for engine in ("eager", "plait"):
         wrong = [(name, test) for name in store[engine] for test in store[engine][name] if is_wrong(store, engine, name, test)]
         failures += len(wrong) * (engine == "plait")
-        print(f"\nunder {engine} fail:\n")
+        print(f"\nUnder {engine} {len(wrong)} fail:\n")
+        by_reason: dict[str, list[str]] = {}
         for name, test in wrong:
-            message = re.sub(r"\s+", " ", store[engine][name][test].get("message", ""))[:200]
-            print(f"- `{name.removeprefix('nn/')}::{test}`: {message}")
+            lines = store[engine][name][test].get("message", "").splitlines() or ["?"]
+            by_reason.setdefault(lines[0][:160], []).append(f"`{pathlib.Path(name).stem}::{test}`")
+        for reason, tests in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+            print(f"- {len(tests)}: {reason}: {', '.join(tests)}")
     return int(failures > 0)
 
 
@@ -197,10 +202,9 @@ def count(store: Store, folder: str) -> collections.Counter[str]:
     for name, tests in store["plait"].items():
         if not name.startswith(folder):
             continue
-        for test, plain in store["plain"][name].items():
-            if plain["state"] != "passed":
+        for test, result in tests.items():
+            if store["plain"][name].get(test, {}).get("state") != "passed":
                 continue
-            result = tests.get(test, {})
             counts["good"] += 1
             if not result.get("modules"):
                 continue

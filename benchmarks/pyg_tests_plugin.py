@@ -2,6 +2,7 @@
 
 PYG_TESTS_ENGINE: plain, eager or plait. PYG_TESTS_RESULTS: the file that gets a line of JSON when a test begins, and when it
 ends.
+PYG_TESTS_MOST: how many sets of parameters of one test run, spread evenly over all; 0 for all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 
 ENGINE = os.environ["PYG_TESTS_ENGINE"]
 RESULTS = os.environ["PYG_TESTS_RESULTS"]
+MOST = int(os.environ.get("PYG_TESTS_MOST", "0"))
 
 _call = nn.Module.__call__
 _compiled: weakref.WeakKeyDictionary[nn.Module, Callable[..., Any]] = weakref.WeakKeyDictionary()
@@ -75,6 +77,14 @@ def fused() -> int:
     number = sum(len(programs) for record in RECORDS for programs in record.programs.values())
     RECORDS.clear()
     return number
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    by_test: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = [item for group in by_test.values() for item in group[:: max(1, -(-len(group) // MOST)) if MOST else 1]]
+    items[:] = kept
 
 
 @pytest.hookimpl(hookwrapper=True)
