@@ -125,16 +125,16 @@ class StructureCall:
         # normal tensors even under inference_mode: a training step may find them next
         with torch.inference_mode(False), torch.no_grad():
             values = self.module(*inputs)
-        result = tuple(_private(item, inputs) if isinstance(item, Tensor) else item for item in values)
+        held = {item.untyped_storage().data_ptr() for item in inputs if isinstance(item, Tensor)}
+        result = tuple(_private(item, held) if isinstance(item, Tensor) else item for item in values)
         num_bytes = sum(item.untyped_storage().nbytes() for item in result if isinstance(item, Tensor))
         STRUCTURE.put(key, result, num_bytes)
         return result
 
 
-def _private(item: Tensor, inputs: Sequence[Any]) -> Tensor:
-    """`item` as a tensor that shares memory with nothing the user holds, registered as such."""
-    storages = {other.untyped_storage().data_ptr() for other in inputs if isinstance(other, Tensor)}
-    if item.untyped_storage().data_ptr() in storages or not item.is_contiguous():
+def _private(item: Tensor, held: set[int]) -> Tensor:
+    """`item` as a tensor that shares memory with nothing the user holds (addresses of storages), registered as such."""
+    if item.untyped_storage().data_ptr() in held or not item.is_contiguous():
         item = item.clone(memory_format=torch.contiguous_format)
     # autograd saves a view as another tensor object, and by the object it is known again (see `capture.last_graph`)
     return graph.freeze(item.detach() if item._is_view() else item)
@@ -169,6 +169,10 @@ def viewed(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return tensor.reshape(shape)
 
 
+def gathered(x: Tensor, index: Tensor, wrap: bool = False) -> Tensor:
+    return x.index_select(0, operators.wrapped(index, x.shape[0]) if wrap else index)
+
+
 # products that write into buffers of the pool
 PRODUCTS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.mm.default: _mm,
@@ -179,4 +183,5 @@ QUICK: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.sym_size.int: size_of,
     torch.ops.aten.t.default: transposed,
     torch.ops.aten.view.default: viewed,
+    operators.gather: gathered,
 }
