@@ -49,7 +49,7 @@ class Options:
 
     def is_strict(self) -> bool:
         """Whether a fallback is an error."""
-        return strict_by_default() if self.strict is None else self.strict
+        return environment().strict if self.strict is None else self.strict
 
     @staticmethod
     def parse(given: dict[str, Any]) -> Options:
@@ -61,9 +61,8 @@ class Options:
         return Options(**given)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What the environment says. Read when it is needed, so that a test or a notebook can change it.
+    """What the environment says. Each is read when it is asked for, so that a test or a notebook can change it.
 
     PLAIT_STRICT=1           fallbacks are errors
     PLAIT_DUMP=dir           write the graph after each pass, the programs and the sources there
@@ -75,43 +74,50 @@ class Environment:
     PLAIT_DYNAMO_FLAGS=0     leave torch._dynamo.config alone when the backend is loaded
     """
 
-    strict: bool
-    dump: pathlib.Path | None
-    cache_dir: pathlib.Path
-    cache_bytes: int
-    graph_bytes: int
-    pool_bytes: int
-    compiler: str | None
-    dynamo_flags: bool
+    @property
+    def strict(self) -> bool:
+        return os.environ.get("PLAIT_STRICT", "0") not in ("", "0")
+
+    @property
+    def dump(self) -> pathlib.Path | None:
+        name = os.environ.get("PLAIT_DUMP")
+        return pathlib.Path(name) if name else None
+
+    @property
+    def cache_dir(self) -> pathlib.Path:
+        name = os.environ.get("PLAIT_CACHE_DIR")
+        if name:
+            return pathlib.Path(name)
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return pathlib.Path(base, "plait")
+
+    @property
+    def cache_bytes(self) -> int:
+        return _bytes("PLAIT_CACHE_BYTES", 256 << 20)
+
+    @property
+    def graph_bytes(self) -> int:
+        return _bytes("PLAIT_GRAPH_BYTES", 1 << 30)
+
+    @property
+    def pool_bytes(self) -> int:
+        return _bytes("PLAIT_POOL_BYTES", 1 << 30)
+
+    @property
+    def compiler(self) -> str | None:
+        return os.environ.get("PLAIT_CXX") or os.environ.get("CXX")
+
+    @property
+    def dynamo_flags(self) -> bool:
+        return os.environ.get("PLAIT_DYNAMO_FLAGS", "1") != "0"
 
 
-def strict_by_default() -> bool:
-    """PLAIT_STRICT as it is now; alone, as it is asked for in every step."""
-    return os.environ.get("PLAIT_STRICT", "0") not in ("", "0")
-
-
-def sets_dynamo_flags() -> bool:
-    """PLAIT_DYNAMO_FLAGS as it is now; alone, as it is asked for in every step."""
-    return os.environ.get("PLAIT_DYNAMO_FLAGS", "1") != "0"
+_ENVIRONMENT = Environment()
 
 
 def environment() -> Environment:
     """The environment as it is now."""
-    get = os.environ.get
-    dump = get("PLAIT_DUMP")
-    base = get("PLAIT_CACHE_DIR")
-    if not base:
-        base = os.path.join(get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "plait")
-    return Environment(
-        strict=strict_by_default(),
-        dump=pathlib.Path(dump) if dump else None,
-        cache_dir=pathlib.Path(base),
-        cache_bytes=_bytes("PLAIT_CACHE_BYTES", 256 << 20),
-        graph_bytes=_bytes("PLAIT_GRAPH_BYTES", 1 << 30),
-        pool_bytes=_bytes("PLAIT_POOL_BYTES", 1 << 30),
-        compiler=get("PLAIT_CXX") or get("CXX"),
-        dynamo_flags=sets_dynamo_flags(),
-    )
+    return _ENVIRONMENT
 
 
 def _bytes(name: str, default: int) -> int:

@@ -203,6 +203,28 @@ def test_dropout_on_nodes_is_torchs_own() -> None:
     assert_matches_eager(model, *node_features(random_graph(30, 200, 3), 0), compile=compiled)
 
 
+class PooledResidual(nn.Module):
+    """Nodes that are rows of a sum and entries of another, with dropout on what is added beside the first."""
+
+    def forward(self, x: Tensor, src: Tensor, dst: Tensor, graph: Tensor) -> tuple[Tensor, Tensor]:
+        found = row_sum(x[src], dst, x.shape[0]) + nn.functional.dropout(2 * x, 0.5, self.training)
+        return row_sum(found, graph, 3), found
+
+
+def test_mask_of_rows_beside_a_sum_is_the_same_in_the_backward() -> None:
+    x = features()
+    torch.manual_seed(0)
+    _, found = compiled(PooledResidual())(x, GRAPH.src, GRAPH.dst, torch.arange(GRAPH.num_nodes) % 3)
+    ratio = (found - row_sum(x[GRAPH.src], GRAPH.dst, GRAPH.num_nodes)).detach() / (2 * x.detach())
+    kept = 2.0 * (ratio > 1)
+    torch.testing.assert_close(ratio, kept, rtol=1e-3, atol=1e-3)
+    assert 0.3 < float(kept.mean()) / 2 < 0.7
+
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    degree = torch.bincount(GRAPH.src, minlength=GRAPH.num_nodes)
+    torch.testing.assert_close(gradient, degree[:, None] + 2 * kept)
+
+
 class ShortFloats(nn.Module):
     """Edge dropout in a dtype that holds fewer than 24 bits."""
 

@@ -61,6 +61,60 @@ def test_a_copy_stays_where_somebody_could_tell(name: str) -> None:
     assert num_writes(COPIES[name], X, INDEX) == (0, 1)
 
 
+def num_overwritten(function: Callable[..., Any], *inputs: Any) -> int:
+    """Elementwise calls that write into what they read; the graph still gives the numbers of `function`."""
+    graph_module = traced(function, *inputs)
+    before = [node.target for node in graph_module.graph.nodes]
+    write_in_place(graph_module.graph)
+    graph_module.graph.lint()
+    graph_module.recompile()
+    kept = [item.clone() for item in inputs]
+    got, want = graph_module(*inputs), function(*inputs)
+    for a, b in zip(torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(want), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, kept, strict=True))
+    return sum(a is not node.target for a, node in zip(before, graph_module.graph.nodes, strict=True))
+
+
+SQUARE = numbers(N, N)
+OVERWRITTEN: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
+    "a chain on a product": (4, lambda x: torch.tanh(2 * torch.relu(x @ x)).sub(x)),
+    "the gradient of an activation": (1, lambda x: torch.ops.aten.threshold_backward(x @ x, x, 0)),
+    "an input": (0, lambda x: torch.relu(x)),
+    "an input first, its result next": (1, lambda x: torch.relu(x).tanh()),
+    "returned": (0, lambda x: (lambda made: (made, torch.relu(made)))(x @ x)),
+    "read later": (0, lambda x: (lambda made: torch.relu(made) @ made)(x @ x)),
+    "seen through a view": (0, lambda x: (lambda made: (lambda part: (torch.relu(made), part * 2))(made[:1]))(x @ x)),
+    "of another shape": (0, lambda x: (x @ x)[0] * x),
+    "of another dtype": (0, lambda x: (x @ x).relu() if x.dtype is torch.int64 else (x.int() * 2.5)),
+    "both operands": (0, lambda x: (lambda made: made * made)(x @ x)),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_elementwise_work_writes_into_what_it_reads_for_the_last_time(name: str) -> None:
+    number, function = OVERWRITTEN[name]
+    assert num_overwritten(function, SQUARE) == number
+
+
+def test_steps_in_flight_do_not_write_into_each_other() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3), torch.nn.Tanh())
+
+    def layer(x: Tensor, index: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_add(0, index, model(x)[index])
+
+    run, index = compiled(layer), torch.tensor([0, 1, 1, 2, 5, 4])
+    inputs = [numbers(N, 3, seed=seed).requires_grad_() for seed in range(2)]
+    results = [run(x, index) for x in inputs]
+    for x, result in zip(inputs, results, strict=True):
+        want = layer(x, index)
+        torch.testing.assert_close(result, want)
+        (again,) = torch.autograd.grad(want.square().sum(), x)
+        for _ in range(2):
+            (got,) = torch.autograd.grad(result.square().sum(), x, retain_graph=True)
+            torch.testing.assert_close(got, again)
+
+
 def test_a_layer_with_weights_by_degree_matches_eager() -> None:
     def by_kind(x: Tensor, kind: Tensor, weights: Tensor) -> Tensor:
         out = x.new_empty(x.shape[0], weights.shape[2])

@@ -119,6 +119,28 @@ class SharedMessages(nn.Module):
         return row_sum(messages, dst, x.shape[0]), row_sum(messages, src, x.shape[0]), messages.sum(0), messages
 
 
+class ScaledResidual(nn.Module):
+    """Rows beside a sum of neighbours that nobody else reads: one made in a chain, one with another reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+        src, dst = edge_index
+        shared = torch.cos(x)
+        found = row_sum(x[src], dst, x.shape[0]) + torch.tanh((1 + self.scale) * x)
+        return found + 2 * shared, shared
+
+
+def test_what_is_made_for_an_epilogue_alone_joins_it() -> None:
+    record = record_of(ScaledResidual(), node_features(GRAPH, 0))
+
+    (program,) = edge_programs(record, "forward")
+    assert [item.access for item in program.inputs] == ["at", "row", "dense", "row"]  # x twice, scale, cos(x)
+    assert_matches_eager(ScaledResidual(), *node_features(GRAPH, 0), compile=compiled)
+
+
 def test_messages_with_many_readers_match() -> None:
     assert_matches_eager(SharedMessages(), *node_features(GRAPH, 0), compile=compiled)
 

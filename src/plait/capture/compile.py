@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from plait import memory
 from plait.capture.backend import plait_backend
 from plait.capture.record import Record, new_record
-from plait.config import Options, sets_dynamo_flags
+from plait.config import Options, environment
 from plait.errors import first_line
 from plait.native import cache
 from plait.structure_cache import STRUCTURE
@@ -85,7 +85,7 @@ class _Failures(logging.Filter):
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        names = () if sets_dynamo_flags() else FLAGS  # set for the process, or only here
+        names = () if environment().dynamo_flags else FLAGS  # set for the process, or only here
         if not self.options.is_strict():
             names = (*names, "suppress_errors")
         if not names:

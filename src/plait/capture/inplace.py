@@ -1,7 +1,8 @@
-"""Rows written into the tensor that is at hand, where the functional graph would copy it first.
+"""Results written into the tensor that is at hand, where the functional graph would make another one.
 
 `out[index] = rows` in a loop is a chain of calls that each copy all of `out`. Where a call makes a tensor that nobody reads
-after the write, the write goes there, as it did in the model.
+after the write, the write goes there, as it did in the model. So does elementwise work on a product (an activation, the
+gradient of one): half of its time is fresh memory.
 """
 
 from __future__ import annotations
@@ -14,7 +15,19 @@ from torch.utils._pytree import tree_leaves
 
 from plait.capture.launch import Launch, write_select, write_slice
 from plait.passes.canonicalize import fill_value
-from plait.passes.edit import arguments, aten, hint, is_call, is_view, same_size, static, value
+from plait.passes.edit import (
+    PRODUCTS,
+    arguments,
+    aten,
+    hint,
+    is_call,
+    is_tensor,
+    is_view,
+    same_shape,
+    same_size,
+    static,
+    value,
+)
 
 WRITES: dict[Any, Any] = {
     aten.index_copy.default: aten.index_copy_.default,
@@ -22,6 +35,23 @@ WRITES: dict[Any, Any] = {
     aten.index_put.default: aten.index_put_.default,
     aten.slice_scatter.default: write_slice,
     aten.select_scatter.default: write_select,
+}
+# the form that writes into the first operand, and the name by which it is told so where it is not by its nature
+ELEMENTWISE: dict[Any, tuple[Any, str | None]] = {
+    aten.add.Tensor: (aten.add_.Tensor, None),
+    aten.div.Tensor: (aten.div_.Tensor, None),
+    aten.elu.default: (aten.elu_.default, None),
+    aten.leaky_relu.default: (aten.leaky_relu_.default, None),
+    aten.mul.Tensor: (aten.mul_.Tensor, None),
+    aten.relu.default: (aten.relu_.default, None),
+    aten.sigmoid.default: (aten.sigmoid_.default, None),
+    aten.sub.Tensor: (aten.sub_.Tensor, None),
+    aten.tanh.default: (aten.tanh_.default, None),
+    aten.elu_backward.default: (aten.elu_backward.grad_input, "grad_input"),
+    aten.leaky_relu_backward.default: (aten.leaky_relu_backward.grad_input, "grad_input"),
+    aten.sigmoid_backward.default: (aten.sigmoid_backward.grad_input, "grad_input"),
+    aten.tanh_backward.default: (aten.tanh_backward.grad_input, "grad_input"),
+    aten.threshold_backward.default: (aten.threshold_backward.grad_input, "grad_input"),
 }
 # what they return is a tensor of its own, whatever it is made of
 _FRESH = (
@@ -36,20 +66,21 @@ _FRESH = (
 
 
 def write_in_place(graph: Graph) -> bool:
-    """Edits a graph that is about to run: its order is that of the calls. Returns whether there was something to edit."""
+    """Edits a graph that is about to run: its order is that of the calls. Returns whether a copy was spared."""
     is_edited = False
     _write_without_copies(graph)
     place = {node: number for number, node in enumerate(graph.nodes)}
     fresh: set[Node] = set()
     for node in graph.nodes:
-        if is_call(node, *WRITES):
+        is_write = is_call(node, *WRITES)
+        if is_write or _is_elementwise(node):
             base = arguments(node)[0]
             is_last = all(user is node or _is_done(user, place[node], place) for user in base.users)
             if base in fresh and is_last and tree_leaves(node.args).count(base) == 1:
-                node.target = WRITES[node.target]
-                is_edited = True
+                _overwrite(node, base)
+                is_edited |= is_write
             fresh.add(node)  # a copy, or a tensor that only this name stands for from here on
-        elif is_call(node, *_FRESH) or fill_value(node) is not None:
+        elif is_call(node, *_FRESH, *PRODUCTS) or fill_value(node) is not None:
             fresh.add(node)
     return is_edited
 
@@ -76,6 +107,21 @@ def _is_plain_copy(copy: Tensor, rows: Tensor) -> bool:
         return False
     pairs = zip(copy.shape, rows.shape, strict=True)
     return all(same_size(a, b) or (static(b) is None and None not in (hint(a), hint(b))) for a, b in pairs)
+
+
+def _is_elementwise(node: Node) -> bool:
+    """Whether a call makes a tensor like its first operand, number by number, and there is a form that writes into that."""
+    if not is_call(node, *ELEMENTWISE) or node.kwargs or not is_tensor(node) or not is_tensor(node.args[0]):
+        return False
+    made, read = value(node), value(node.args[0])
+    return made.dtype is read.dtype and same_shape(made.shape, read.shape)
+
+
+def _overwrite(node: Node, base: Node) -> None:
+    target, result = ELEMENTWISE.get(node.target) or (WRITES[node.target], None)
+    if result is not None:
+        node.kwargs = {result: base}
+    node.target = target
 
 
 def _is_done(user: Node, now: int, place: dict[Node, int]) -> bool:

@@ -126,16 +126,16 @@ class StructureCall:
         # normal tensors even under inference_mode: a training step may find them next
         with torch.inference_mode(False), torch.no_grad():
             values = self.module(*inputs)
-        result = tuple(_private(item, inputs) if isinstance(item, Tensor) else item for item in values)
+        held = {item.untyped_storage().data_ptr() for item in inputs if isinstance(item, Tensor)}
+        result = tuple(_private(item, held) if isinstance(item, Tensor) else item for item in values)
         num_bytes = sum(item.untyped_storage().nbytes() for item in result if isinstance(item, Tensor))
         STRUCTURE.put(key, result, num_bytes)
         return result
 
 
-def _private(item: Tensor, inputs: Sequence[Any]) -> Tensor:
-    """`item` as a tensor that shares memory with nothing the user holds, registered as such."""
-    storages = {other.untyped_storage().data_ptr() for other in inputs if isinstance(other, Tensor)}
-    if item.untyped_storage().data_ptr() in storages or not item.is_contiguous():
+def _private(item: Tensor, held: set[int]) -> Tensor:
+    """`item` as a tensor that shares memory with nothing the user holds (addresses of storages), registered as such."""
+    if item.untyped_storage().data_ptr() in held or not item.is_contiguous():
         item = item.clone(memory_format=torch.contiguous_format)
     # autograd saves a view as another tensor object, and by the object it is known again (see `capture.last_graph`)
     return graph.freeze(item.detach() if item._is_view() else item)

@@ -191,7 +191,7 @@ def _row_s(node: Node, _: Node | None, costs: Costs) -> float:
     """Seconds to gather a value's rows, each edge's at a random place."""
     size = num_bytes(value(node))
     row_bytes = _columns(node) * value(node).dtype.itemsize
-    num_edges = size / row_bytes
+    num_edges: float = size / row_bytes
     return costs.gather(row_bytes, num_edges) * num_edges
 
 

@@ -365,7 +365,8 @@ def _give_back(drafts: list[_Draft], facts: _Facts) -> None:
 
 
 def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:
-    """Elementwise work on reduced rows (bias, activation, division by a count) joins the kernel that makes the rows."""
+    """Elementwise work on reduced rows (bias, activation, division by a count) joins the kernel that makes the rows, with what
+    was made for it alone (a residual, scaled)."""
     taken = {node for draft in drafts for node in draft.members}
     for node in facts.position:
         if node in taken or node.op != "call_function" or not is_tensor(node):
@@ -374,13 +375,33 @@ def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:
             operands = [item for item in node.all_input_nodes if is_tensor(item)]
             if draft.rows is None or not any(item in draft.members and not facts.inside(item) for item in operands):
                 continue
-            leaves = {item for item in operands if item not in draft.members}
-            if not _is_row_value(node, draft, facts) or not _can_join(draft, node, leaves, drafts, facts):
+            if not _is_row_value(node, draft, facts):
                 continue
-            draft.members[node] = None
+            joining, leaves = _epilogue(node, draft, taken, facts)
+            if not _can_join(draft, node, leaves, drafts, facts):
+                continue
+            draft.members.update(joining)
             draft.leaves |= leaves
-            taken.add(node)
+            taken.update(joining)
             break
+
+
+def _epilogue(node: Node, draft: _Draft, taken: set[Node], facts: _Facts) -> tuple[dict[Node, None], set[Node]]:
+    """`node` and the row values below it that nobody else reads, and what they read from memory."""
+    joining: dict[Node, None] = {}
+    leaves: set[Node] = set()
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        joining[item] = None
+        for operand in item.all_input_nodes:
+            if operand in draft.members or operand in joining or not is_tensor(operand):
+                continue
+            if operand not in taken and set(operand.users) == {item} and _is_row_value(operand, draft, facts):
+                stack.append(operand)
+                continue
+            leaves.add(operand)
+    return joining, leaves
 
 
 def _can_join(draft: _Draft, node: Node, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
@@ -400,7 +421,8 @@ def _bits(nodes: list[Node], facts: _Facts) -> int:
 
 
 def _is_row_value(node: Node, draft: _Draft, facts: _Facts) -> bool:
-    if node.op != "call_function" or is_call(node, operators.gather, operators.segment_reduce, *PRODUCTS):
+    # draws are counted by edges inside of a program
+    if node.op != "call_function" or is_call(node, operators.gather, operators.segment_reduce, operators.uniform, *PRODUCTS):
         return False
     if not facts.fusable(node):
         return False
