@@ -12,7 +12,7 @@ from plait.errors import OptionError
 
 RESTS = ("eager", "inductor")
 ORDERS = ("auto", "as_written", "first", "behind")
-EDGE_SCALARS = ("auto", "cached", "recomputed")
+EDGE_SCALARS = ("recomputed", "cached", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class Options:
     memory_budget: the most a training step may hold at once beyond its inputs, parameters and the graph's structure: bytes
     (an int, 1 or more), or a share of what the un-compiled model would hold (a float). The backward then computes again as much
     as it must; None keeps what is fastest and no value per edge and feature. Predicted for the sizes of the first call.
-    edge_scalars: values of few numbers per edge that the backward reads, such as attention weights: "cached" by the forward,
-    "recomputed", or "auto" (what costs less on this machine). A memory budget may give up what is cached.
+    edge_scalars: values of few numbers per edge that the backward reads, such as attention weights: "recomputed", "cached" by
+    the forward, or "auto" (what is predicted to cost less on this machine). A memory budget may give up what is cached.
     stop_after: name of the last graph pass to run, for debugging; None runs them all.
     strict: a fallback is an error; None means what PLAIT_STRICT says.
     """
@@ -34,7 +34,7 @@ class Options:
     rest: str = "eager"
     order: str = "auto"
     memory_budget: int | float | None = None
-    edge_scalars: str = "auto"
+    edge_scalars: str = "recomputed"
     stop_after: str | None = None
     strict: bool | None = None
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-# an operator inside of a kernel takes about as long as so many operations of a matrix product: its vectors are loaded and
+# rough: an operator inside of a kernel takes as long as so many operations of a matrix product; its vectors are loaded and
 # stored and have no multiply-add; exp is some twenty instructions
 _SIMPLE_FLOPS = 6.0
 _FUNCTION_FLOPS = 100.0

@@ -22,7 +22,7 @@ from plait.costs import BY_BYTES
 from plait.errors import OptionError
 from plait.ir.text import to_text
 from tests.awkward import AWKWARD, RandomGraph, random_graph
-from tests.capture.compiled import captures
+from tests.capture.compiled import captures, in_double
 from tests.check import Numbers, assert_matches_eager, assert_same_step, training_step
 from tests.models import CASES
 
@@ -91,9 +91,9 @@ def compiling(plan: str) -> Callable[[Any], Any]:
 
 def per_edge(record: Record) -> list[str]:
     """What the forward keeps per edge, beside what the user gave: as many rows as the index maps it keeps."""
-    sizes = {item.sizes[-1] for item in record.kept if not item.dtype.is_floating_point}
+    sizes = {item.sizes[-1] for item in record.kept if item.sizes and not item.dtype.is_floating_point}
     return [
-        item.name for item in record.kept if item.dtype.is_floating_point and item.kind != "input" and item.sizes[0] in sizes
+        item.name for item in record.kept if item.sizes and item.dtype.is_floating_point and item.kind != "input" and item.sizes[0] in sizes
     ]
 
 
@@ -104,7 +104,8 @@ def test_cached_plan_matches_eager(name: str) -> None:
             if graph.num_nodes < 2 or graph.num_edges < 2:
                 continue
             try:
-                assert_matches_eager(model_of(name), *inputs_of(name, graph), compile=compiling("cached"))
+                model, inputs = in_double(model_of(name), inputs_of(name, graph))  # eager's own rounding is the larger
+                assert_matches_eager(model, *inputs, compile=compiling("cached"))
             except Exception as error:
                 error.add_note(f"graph: {key}")
                 raise
@@ -233,5 +234,5 @@ def test_inference_keeps_nothing() -> None:
 
 
 def test_plan_that_is_none() -> None:
-    with pytest.raises(OptionError, match="edge_scalars: expected one of 'auto', 'cached', 'recomputed', got 'yes'"):
+    with pytest.raises(OptionError, match="edge_scalars: expected one of 'recomputed', 'cached', 'auto', got 'yes'"):
         plait.compile(nn.Linear(2, 2), edge_scalars="yes")

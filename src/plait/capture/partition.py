@@ -1,7 +1,7 @@
 """The joint graph of a training step cut into forward and backward, with the plan of what is kept between them.
 
 The default plan keeps everything the backward reads but values per edge, which are computed again inside the kernels, unless
-there are few numbers per edge and writing them costs less (see `passes.edge_scalars`). Under a budget, what is kept is dropped,
+there are few numbers per edge and they are asked for (see `passes.edge_scalars`). Under a budget, what is kept is dropped,
 cheapest first, until the step is predicted to fit (see `passes.keep`).
 """
 

@@ -119,7 +119,9 @@ def _read_through(graph: Graph, node: Node) -> None:
     while is_call(base, aten.slice_scatter.default):
         written = place_of(base)
         if written == place:
-            node.replace_all_uses_with(arguments(base)[1])
+            rows = arguments(base)[1]
+            if value(rows).dtype is value(node).dtype:  # a write converts
+                node.replace_all_uses_with(rows)
             return
         if written is None or not written.is_apart(place):
             break
