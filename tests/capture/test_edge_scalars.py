@@ -93,7 +93,9 @@ def per_edge(record: Record) -> list[str]:
     """What the forward keeps per edge, beside what the user gave: as many rows as the index maps it keeps."""
     sizes = {item.sizes[-1] for item in record.kept if item.sizes and not item.dtype.is_floating_point}
     return [
-        item.name for item in record.kept if item.sizes and item.dtype.is_floating_point and item.kind != "input" and item.sizes[0] in sizes
+        item.name
+        for item in record.kept
+        if item.sizes and item.dtype.is_floating_point and item.kind != "input" and item.sizes[0] in sizes
     ]
 
 

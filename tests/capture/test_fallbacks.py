@@ -98,7 +98,9 @@ def test_strict_as_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_option_lists_the_valid_ones() -> None:
     wrong = torch.compile(IndexAdd(), backend="plait", options={"fast": True})
 
-    with pytest.raises(Exception, match="unknown option 'fast'; valid options: rest, order, memory_budget, stop_after, strict"):
+    with pytest.raises(
+        Exception, match="unknown option 'fast'; valid options: rest, order, memory_budget, edge_scalars, stop_after, strict"
+    ):
         wrong(*INPUTS)
 
 

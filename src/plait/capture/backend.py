@@ -75,8 +75,6 @@ def plait_backend(
             if not record.is_worthwhile:
                 record.hand_back("fusing this graph would save less time than calling it takes: it runs as PyTorch runs it")
                 return gm.forward
-            for launches in record.launches.values():
-                build_kernels(launches, record)
             return compiled
     record.fall_back("capture", "the graph runs as it was captured, un-compiled")
     return gm.forward
@@ -128,6 +126,9 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
     # a donated buffer would forbid `retain_graph=True`; our buffers go back to the pool by their reference counts anyway
     with torch._functorch.config.patch(donated_buffer=False):
         compiled = backend(gm, example_inputs)
+    if record.is_worthwhile:
+        for launches in record.launches.values():
+            build_kernels(launches, record)
     step = step_of(halves[0] if halves else None, len(example_inputs), again)
     return step if step is not None else Region(compiled, again)
 

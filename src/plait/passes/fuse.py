@@ -365,17 +365,16 @@ def _give_back(drafts: list[_Draft], facts: _Facts) -> None:
 
 
 def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:
-    """Elementwise work on reduced rows (bias, activation, division by a count) joins the kernel that makes the rows, with what
-    was made for it alone (a residual, scaled)."""
+    """Elementwise work on reduced rows (a bias, an activation) joins their kernel, with what is made for it alone."""
     taken = {node for draft in drafts for node in draft.members}
     for node in facts.position:
         if node in taken or node.op != "call_function" or not is_tensor(node):
             continue
         for draft in drafts:
-            operands = [item for item in node.all_input_nodes if is_tensor(item)]
-            if draft.rows is None or not any(item in draft.members and not facts.inside(item) for item in operands):
-                continue
-            if not _is_row_value(node, draft, facts):
+            is_behind = any(
+                is_tensor(item) and item in draft.members and not facts.inside(item) for item in node.all_input_nodes
+            )
+            if draft.rows is None or not is_behind or not _is_row_value(node, draft, facts):
                 continue
             joining, leaves = _epilogue(node, draft, taken, facts)
             if not _can_join(draft, node, leaves, drafts, facts):
@@ -414,10 +413,7 @@ def _can_join(draft: _Draft, node: Node, leaves: set[Node], drafts: list[_Draft]
 
 
 def _bits(nodes: list[Node], facts: _Facts) -> int:
-    result = 0
-    for node in nodes:
-        result |= 1 << facts.position[node]
-    return result
+    return sum({1 << facts.position[node] for node in nodes})
 
 
 def _is_row_value(node: Node, draft: _Draft, facts: _Facts) -> bool:

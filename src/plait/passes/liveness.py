@@ -58,7 +58,7 @@ class Buffers:
             whole = self._under[call]
             return frozenset(item for item in whole if item == (call, position)) or whole
         if is_view(node):
-            return frozenset(item for source in node.all_input_nodes for item in self._under[source])
+            return self.under(_written(node) or node.args[:1])
         val = node.meta.get("val")
         results = val if isinstance(val, list | tuple) else [val]
         made = {(node, position): num_bytes(item) for position, item in enumerate(results) if isinstance(item, Tensor)}
@@ -71,6 +71,16 @@ class Buffers:
 
     def total(self, buffers: Iterable[Buffer]) -> int:
         return sum(self.size[item] for item in buffers)
+
+
+def _written(node: Node) -> list[Any]:
+    """The operands that a call writes into, and returns."""
+    schema = getattr(node.target, "_schema", None)
+    found = []
+    for position, item in enumerate(schema.arguments if schema is not None else ()):
+        if item.alias_info is not None and item.alias_info.is_write:
+            found.append(node.args[position] if position < len(node.args) else node.kwargs.get(item.name))
+    return found
 
 
 def peak(graph: Graph, buffers: Buffers, held: frozenset[Buffer] = frozenset()) -> int:

@@ -2,10 +2,11 @@
 
     slice_scatter(b, s, S)[S]                    =  s
     slice_scatter(b, s, S)[T]                    =  b[T]                    S and T share no place
-    slice_backward(g, S) + slice_backward(h, T)  =  slice_scatter(slice_backward(g, S), h, T)    the same
+    slice_backward(g, S) + slice_backward(h, T)  =  slice_scatter(slice_backward(g, S), h, T)    the same, and of rows
     gather(x, m)[S]                              =  gather(x, m[S])         nothing else reads the gather
 
-The third takes a sum of mostly zeros for the writes that it is, which `capture.inplace` carries out on one tensor.
+The third takes a sum of mostly zeros for the writes that it is, which `capture.inplace` carries out on one tensor. Slices of
+columns are left to kernels.
 """
 
 from __future__ import annotations
@@ -91,7 +92,12 @@ def _as_write(graph: Graph, node: Node) -> None:
         if not is_call(last, aten.slice_backward.default) or not isinstance(others, Node):
             continue
         place, written = place_of(last), list(_written(others))
-        if place is None or not written or not all(item is not None and place.is_apart(item) for item in written):
+        if (
+            place is None
+            or place.axis != 0
+            or not written
+            or not all(item is not None and place.is_apart(item) for item in written)
+        ):
             continue
         if same_shape(value(others).shape, value(last).shape) and value(others).dtype is value(last).dtype:
             edit = Editor(graph, node)
