@@ -118,7 +118,7 @@ def main() -> None:
                     start = time.perf_counter()
                     runs[plan][0]()
                     times[plan].append(time.perf_counter() - start)
-            auto, cached, recomputed = (1e3 * statistics.median(times[plan]) for plan in EDGE_SCALARS)
+            took = {plan: 1e3 * statistics.median(times[plan]) for plan in EDGE_SCALARS}
             kept = {plan: run[1] for plan, run in runs.items()}
             choice = "recomputed" if kept["auto"] == kept["recomputed"] else "cached"
             if kept["cached"] == kept["recomputed"]:
@@ -126,8 +126,9 @@ def main() -> None:
             elif kept["auto"] not in (kept["cached"], kept["recomputed"]):
                 choice = "some cached"
             print(
-                f"| {name} | {graph} | {cached:.1f} ms | {recomputed:.1f} ms | {kept['cached'] / 1e6:.1f} MB "
-                f"| {kept['recomputed'] / 1e6:.1f} MB | {choice}, {auto:.1f} ms | {min(cached, recomputed) / auto:.2f} |",
+                f"| {name} | {graph} | {took['cached']:.1f} ms | {took['recomputed']:.1f} ms | {kept['cached'] / 1e6:.1f} MB "
+                f"| {kept['recomputed'] / 1e6:.1f} MB | {choice}, {took['auto']:.1f} ms "
+                f"| {min(took['cached'], took['recomputed']) / took['auto']:.2f} |",
                 flush=True,
             )
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from plait import graph
 from plait.capture import record
 from plait.capture.record import Record
 from tests.models import Inputs
@@ -38,6 +40,22 @@ def captures() -> Iterator[list[Record]]:
         kept[:] = record.RECORDS
         record.RECORDS = kept
         found[:] = [item for item in found if item.launches or item.fallbacks]
+
+
+def kept_bytes(call: Callable[..., Tensor], model: nn.Module, inputs: Inputs) -> int:
+    """Bytes that a step keeps for its backward, counted: without inputs, parameters, the output and structure."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in graph._FROZEN:  # structure is held once per graph, not by the step
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = call(*inputs)
+    for item in (*inputs, *model.parameters(), out):
+        kept.pop(item.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
 
 
 def num_programs(records: list[Record], direction: str) -> int:

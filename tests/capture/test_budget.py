@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 import plait
-from plait import graph, memory
+from plait import memory
 from plait.capture.record import Record
 from plait.errors import OptionError
 from tests.awkward import random_graph
-from tests.capture.compiled import captures
+from tests.capture.compiled import captures, kept_bytes
 from tests.check import assert_same_numbers
 
 NUM_NODES, WIDTH = 3000, 32
@@ -101,20 +100,8 @@ def most_allocated(work: Callable[[], object], path: pathlib.Path) -> int:
 def test_kept_bytes_are_exact(name: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     call, record = compiled(model, inputs)
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in graph._FROZEN:  # structure is held once per graph, not by the step
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = call(*inputs)
-    for item in (*inputs, *model.parameters(), out):
-        kept.pop(item.untyped_storage().data_ptr(), None)
-
     assert record.prediction is not None
-    assert sum(kept.values()) == record.prediction.kept_bytes > 0
+    assert kept_bytes(call, model, inputs) == record.prediction.kept_bytes > 0
 
 
 @pytest.mark.parametrize(

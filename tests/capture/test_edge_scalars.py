@@ -12,17 +12,15 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 import plait
-from plait import graph as graph_structure
 from plait.capture import partition
 from plait.capture.record import Record
 from plait.costs import BY_BYTES
 from plait.errors import OptionError
 from plait.ir.text import to_text
 from tests.awkward import AWKWARD, RandomGraph, random_graph
-from tests.capture.compiled import captures, in_double
+from tests.capture.compiled import captures, in_double, kept_bytes
 from tests.check import Numbers, assert_matches_eager, assert_same_step, training_step
 from tests.models import CASES
 
@@ -135,23 +133,12 @@ def test_kept_bytes_are_exact(name: str) -> None:
     call = plait.compile(model, edge_scalars="cached")
     with captures() as records:
         call(*inputs)
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in graph_structure._FROZEN:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = call(*inputs)
-    for item in (*inputs, *model.parameters(), out):
-        kept.pop(item.untyped_storage().data_ptr(), None)
     (record,) = records
     assert record.prediction is not None
     # self-loops replaced: how many edges are left is known to nobody, and predicted is the most there can be
     loops = int((GRAPH.edge_index[0] == GRAPH.edge_index[1]).sum()) if name.startswith("gat") else 0
     unknown = loops * sum(4 * int(item.sizes[1]) for item in record.kept if item.name in per_edge(record) and loops)
-    assert sum(kept.values()) == record.prediction.kept_bytes - unknown > 0
+    assert kept_bytes(call, model, inputs) == record.prediction.kept_bytes - unknown > 0
 
 
 @contextmanager
