@@ -35,7 +35,7 @@ def test_attention_keeps_its_logits_for_the_second_pass() -> None:
 def test_attention_backward_reads_wide_rows_in_one_pass() -> None:
     _, source = generate(layers.gat_backward_dst(4, 32), TARGET, "kernel")
 
-    assert source.count("t0_x + (i64)map0_src[e] *") == 1
+    assert source.count("t0 + (i64)map0[e] *") == 1
 
 
 def test_small_sums_without_costly_functions_are_wide() -> None:

@@ -42,20 +42,20 @@
 // schedule
 //   rows in parallel, tasks of about 4096 edges and rows, the same tasks for any number of threads
 //   pass 0: blocks of 16 edges
-//     narrow, lanes are edges: segment row_max, keep where16
+//     narrow, lanes are edges: segment out1, keep where16
 //   pass 1: blocks of 16 edges
 //     narrow, lanes are edges: segment segmentreduce24, array exp19
 //     wide, lanes are elements: segment segmentreduce23
 //     kept from an earlier pass, not computed again: where16
 extern "C" void gat_forward_2x20(void* const* args, i64 num_rows, i64 num_edges, i32 threads) {
-  const f32* __restrict const t0_x = (const f32*)args[0];
-  const f32* __restrict const t1_a_src = (const f32*)args[1];
-  const f32* __restrict const t2_a_dst = (const f32*)args[2];
-  f32* __restrict const out0_out = (f32*)args[3];
-  f32* __restrict const out1_row_max = (f32*)args[4];
-  f32* __restrict const out2_row_sum = (f32*)args[5];
+  const f32* __restrict const t0 = (const f32*)args[0];  // x
+  const f32* __restrict const t1 = (const f32*)args[1];  // a_src
+  const f32* __restrict const t2 = (const f32*)args[2];  // a_dst
+  f32* __restrict const out0 = (f32*)args[3];  // out
+  f32* __restrict const out1 = (f32*)args[4];  // row_max
+  f32* __restrict const out2 = (f32*)args[5];  // row_sum
   const i64* __restrict const indptr = (const i64*)args[6];
-  const index_t* __restrict const map0_src = (const index_t*)args[8];
+  const index_t* __restrict const map0 = (const index_t*)args[8];  // src
   const i64 tasks = clamp((num_rows + num_edges) / 4096, 1, 1 << 20);
 #pragma omp parallel num_threads(threads)
   {
@@ -68,41 +68,41 @@ extern "C" void gat_forward_2x20(void* const* args, i64 num_rows, i64 num_edges,
       const i64 row_end = first_row(indptr, num_rows, num_edges, task + 1, tasks);
       for (i64 row = first_row(indptr, num_rows, num_edges, task, tasks); row < row_end; ++row) {
         const i64 begin = indptr[row], end = indptr[row + 1];
-        const f32* const t2_a_dst_row = t2_a_dst + row * 2;
-        f32* const out0_out_row = out0_out + row * 40;
-        f32* const out1_row_max_row = out1_row_max + row * 2;
-        f32* const out2_row_sum_row = out2_row_sum + row * 2;
+        const f32* const t2_row = t2 + row * 2;
+        f32* const out0_row = out0 + row * 40;
+        f32* const out1_row = out1 + row * 2;
+        f32* const out2_row = out2 + row * 2;
         {
           f32* const all_kept_where16 = memory_kept_where16.of<f32>((end - begin + 15) / 16 * 32);
-          f32x16 a_row_max_0 = bc<f32x16>(-__builtin_inff());
-          f32x16 a_row_max_1 = bc<f32x16>(-__builtin_inff());
-          const f32x16 n1 = bc<f32x16>(t2_a_dst_row[0]);
+          f32x16 a_out1_0 = bc<f32x16>(-__builtin_inff());
+          f32x16 a_out1_1 = bc<f32x16>(-__builtin_inff());
+          const f32x16 n1 = bc<f32x16>(t2_row[0]);
           const f32x16 n3 = bc<f32x16>(0.0f);
           const f32x16 n5 = bc<f32x16>(0.200000003f);
-          const f32x16 n9 = bc<f32x16>(t2_a_dst_row[1]);
+          const f32x16 n9 = bc<f32x16>(t2_row[1]);
           for (i64 e0 = begin; e0 < end; e0 += 16) {
             const i32 n = (i32)smaller(16, end - e0);
             f32* const kept_where16 = all_kept_where16 + (e0 - begin) * 2;
-            alignas(64) index_t at_map0_src[16];
-            load_index<16>(at_map0_src, map0_src + e0, n);
+            alignas(64) index_t at_map0[16];
+            load_index<16>(at_map0, map0 + e0, n);
             const i32x16 live = iota<16>() < n;
-            const f32x16 n0 = gather<f32x16>(t1_a_src + 0, at_map0_src, 2);
+            const f32x16 n0 = gather<f32x16>(t1 + 0, at_map0, 2);
             const f32x16 n2 = n0 + n1;
             const i32x16 n4 = to_bool(n2 > n3);
             const f32x16 n6 = n2 * n5;
             const f32x16 n7 = sel(n4, n2, n6);
             st(kept_where16 + 0, n7);
-            const f32x16 n8 = gather<f32x16>(t1_a_src + 1, at_map0_src, 2);
+            const f32x16 n8 = gather<f32x16>(t1 + 1, at_map0, 2);
             const f32x16 n10 = n8 + n9;
             const i32x16 n11 = to_bool(n10 > n3);
             const f32x16 n12 = n10 * n5;
             const f32x16 n13 = sel(n11, n10, n12);
             st(kept_where16 + 16, n13);
-            a_row_max_0 = sel(live, maximum(a_row_max_0, n7), a_row_max_0);
-            a_row_max_1 = sel(live, maximum(a_row_max_1, n13), a_row_max_1);
+            a_out1_0 = sel(live, maximum(a_out1_0, n7), a_out1_0);
+            a_out1_1 = sel(live, maximum(a_out1_1, n13), a_out1_1);
           }
-          out1_row_max_row[0] = begin < end ? fold<Max>(a_row_max_0) : 0.0f;
-          out1_row_max_row[1] = begin < end ? fold<Max>(a_row_max_1) : 0.0f;
+          out1_row[0] = begin < end ? fold<Max>(a_out1_0) : 0.0f;
+          out1_row[1] = begin < end ? fold<Max>(a_out1_1) : 0.0f;
         }
         {
           const i64 ahead = smaller(16, num_edges - end);
@@ -113,8 +113,8 @@ extern "C" void gat_forward_2x20(void* const* args, i64 num_rows, i64 num_edges,
           f32x16 a_segmentreduce23_1 = bc<f32x16>(0.0f);
           f32x16 a_segmentreduce23_2 = bc<f32x16>(0.0f);
           f32x16 a_segmentreduce23_3 = bc<f32x16>(0.0f);
-          const f32x16 n1 = bc<f32x16>(out1_row_max_row[0]);
-          const f32x16 n5 = bc<f32x16>(out1_row_max_row[1]);
+          const f32x16 n1 = bc<f32x16>(out1_row[0]);
+          const f32x16 n5 = bc<f32x16>(out1_row[1]);
           for (i64 e0 = begin; e0 < end; e0 += 16) {
             const i32 n = (i32)smaller(16, end - e0);
             f32* const kept_where16 = all_kept_where16 + (e0 - begin) * 2;
@@ -131,11 +131,11 @@ extern "C" void gat_forward_2x20(void* const* args, i64 num_rows, i64 num_edges,
             a_segmentreduce24_1 = sel(live, a_segmentreduce24_1 + n7, a_segmentreduce24_1);
             for (i32 k = 0; k < n; ++k) {
               const i64 e = e0 + k;
-              const char* const next0 = (const char*)(t0_x + (i64)map0_src[e + ahead] * 40 + 0);
+              const char* const next0 = (const char*)(t0 + (i64)map0[e + ahead] * 40 + 0);
               __builtin_prefetch(next0 + 0);
               __builtin_prefetch(next0 + 64);
               __builtin_prefetch(next0 + 128);
-              const f32* w1_0 = t0_x + (i64)map0_src[e] * 40;
+              const f32* w1_0 = t0 + (i64)map0[e] * 40;
               const f32x16 w1_1 = ld<f32x16>(w1_0 + 0);
               const f32x16 w1_2 = bc<f32x16>(s1_exp19[0 * 16 + k]);
               a_segmentreduce23_0 = fma(w1_1, w1_2, a_segmentreduce23_0);
@@ -159,30 +159,30 @@ extern "C" void gat_forward_2x20(void* const* args, i64 num_rows, i64 num_edges,
           const f32x2 v0 = ld<f32x2>(row_segmentreduce24 + 0);
           const f32x2 v1 = bc<f32x2>(1.00000002e-16f);
           const f32x2 v2 = v0 + v1;
-          st(out2_row_sum_row + 0, v2);
+          st(out2_row + 0, v2);
         }
         {
           const f32x16 v0 = bc<f32x16>((f32)(end - begin));
           const f32x16 v1 = bc<f32x16>(0.0f);
           const i32x16 v2 = to_bool(v0 > v1);
           const f32x16 v3 = ld<f32x16>(row_segmentreduce23 + 0);
-          const f32x16 v4 = bc<f32x16>(out2_row_sum_row[0]);
+          const f32x16 v4 = bc<f32x16>(out2_row[0]);
           const f32x16 v5 = v3 / v4;
           const f32x16 v6 = sel(v2, v5, v3);
           const f32x16 v7 = ld<f32x16>(row_segmentreduce23 + 4);
           const f32x16 v8 = v7 / v4;
           const f32x16 v9 = sel(v2, v8, v7);
           const f32x16 v10 = ld<f32x16>(row_segmentreduce23 + 20);
-          const f32x16 v11 = bc<f32x16>(out2_row_sum_row[1]);
+          const f32x16 v11 = bc<f32x16>(out2_row[1]);
           const f32x16 v12 = v10 / v11;
           const f32x16 v13 = sel(v2, v12, v10);
           const f32x16 v14 = ld<f32x16>(row_segmentreduce23 + 24);
           const f32x16 v15 = v14 / v11;
           const f32x16 v16 = sel(v2, v15, v14);
-          st(out0_out_row + 0, v6);
-          st(out0_out_row + 4, v9);
-          st(out0_out_row + 20, v13);
-          st(out0_out_row + 24, v16);
+          st(out0_row + 0, v6);
+          st(out0_row + 4, v9);
+          st(out0_row + 20, v13);
+          st(out0_row + 24, v16);
         }
       }
     }

@@ -45,9 +45,9 @@ class Printer:
         self.schedule = schedule
         self.name = name
         self.maps = ElementMaps()
-        self.map_names = tuple(f"map{number}_{identifier(item)}" for number, item in enumerate(program.maps))
-        self.tensors = [f"t{slot}_{identifier(item.name)}" for slot, item in enumerate(program.inputs)]
-        self.outs = [f"out{number}_{identifier(item.name)}" for number, item in enumerate(program.outputs)]
+        self.map_names = tuple(f"map{number}" for number in range(len(program.maps)))
+        self.tensors = [f"t{slot}" for slot in range(len(program.inputs))]
+        self.outs = [f"out{number}" for number in range(len(program.outputs))]
         self.nodes = list(program.nodes())
         self.levels = levels_of(self.nodes)
         self.scratch: list[tuple[str, str, int]] = []  # arrays of a thread: scalar type, name, length
@@ -177,21 +177,22 @@ class Printer:
         lines = []
         for slot, (item, tensor) in enumerate(zip(self.program.inputs, self.tensors, strict=True)):
             if slot in used:
-                kind = expr.tensor_name(item.dtype)
-                lines.append(f"const {kind}* __restrict const {tensor} = (const {kind}*)args[{slot}];")
+                kind, name = expr.tensor_name(item.dtype), identifier(item.name)
+                lines.append(f"const {kind}* __restrict const {tensor} = (const {kind}*)args[{slot}];  // {name}")
         count = len(self.tensors)
         for number, (output, out) in enumerate(zip(self.program.outputs, self.outs, strict=True)):
             kind = expr.tensor_name(output.value.type.dtype)
-            lines.append(f"{kind}* __restrict const {out} = ({kind}*)args[{count + number}];")
+            lines.append(f"{kind}* __restrict const {out} = ({kind}*)args[{count + number}];  // {identifier(output.name)}")
         count += len(self.outs)
         if self.program.ordered:
             lines.append(f"const i64* __restrict const indptr = (const i64*)args[{count}];")
         if self.program.needs_edge_position():
             lines.append(f"const position_t* __restrict const edge_id = (const position_t*)args[{count + 1}];")
         read = {node.op.map for node in self.nodes if isinstance(node.op, LoadAt)}
-        for number, index_map in enumerate(self.map_names):
+        for number, (name, index_map) in enumerate(zip(self.program.maps, self.map_names, strict=True)):
             if number in read:
-                lines.append(f"const index_t* __restrict const {index_map} = (const index_t*)args[{count + 2 + number}];")
+                argument = f"(const index_t*)args[{count + 2 + number}]"
+                lines.append(f"const index_t* __restrict const {index_map} = {argument};  // {identifier(name)}")
         return lines
 
     def _tasks(self, totals: list[Node]) -> list[str]:

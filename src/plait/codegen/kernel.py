@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from plait.graph import Ordering
 
 _INTEGERS = {torch.int32: "int32_t", torch.int64: "int64_t"}
+_COMMENT = re.compile(r" *//.*")
 _Variant = tuple[torch.dtype, torch.dtype]  # of the index maps, of the edge positions
 
 
@@ -80,7 +82,7 @@ class _Library:
 
     def __init__(self, header: str, sources: Sequence[str], name: str) -> None:
         self._header = header
-        self._sources = tuple(sources)
+        self._sources = tuple(_COMMENT.sub("", source) for source in sources)  # they tell the names of the caller's tensors
         self._name = name
         self._futures: dict[_Variant, library.LibraryFuture] = {}
 

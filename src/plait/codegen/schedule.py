@@ -359,18 +359,19 @@ def after_total(nodes: list[Node]) -> set[Node]:
 
 
 def _names(program: Program, nodes: list[Node]) -> dict[Node, str]:
-    """A name for every value: of the output or input it is, else its operator and number."""
+    """A name for every value: the output or input it is, else its operator and number. They depend on what the program does
+    alone, not on what its tensors are called: captures of one model for other sizes then share their kernels."""
     names: dict[Node, str] = {}
     for number, node in enumerate(nodes):
         op = node.op
         if isinstance(op, LoadEdge | LoadRow | LoadAt | LoadDense):
-            names[node] = identifier(program.inputs[op.slot].name)
+            names[node] = f"t{op.slot}"
             continue
         kind = op.fn if isinstance(op, Pointwise) else type(op).__name__.lower()
         names[node] = f"{kind}{number}"
-    for output in program.outputs:
+    for number, output in enumerate(program.outputs):
         if not isinstance(output.value.op, LoadEdge | LoadRow | LoadAt | LoadDense):
-            names[output.value] = identifier(output.name)
+            names[output.value] = f"out{number}"
     used: set[str] = set()
     for number, node in enumerate(nodes):
         if names[node] in used:
