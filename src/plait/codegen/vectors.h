@@ -174,12 +174,11 @@ template <class V> INLINE typename vector_of<bf16, traits<V>::lanes>::type upper
   typedef typename vector_of<u32, traits<V>::lanes>::type U;
   return __builtin_convertvector((U)v >> 16, typename vector_of<bf16, traits<V>::lanes>::type);
 }
-// to the nearest, ties to even; a NaN keeps a bit that makes it one
+// to the nearest, ties to even; every NaN is the same one
 template <class V> INLINE V round_bf16(V v) {
   typedef typename vector_of<u32, traits<V>::lanes>::type U;
-  const U bits = (U)v;
-  const U nearest = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return (V)((v == v ? nearest : bits | 0x400000u) & 0xffff0000u);
+  const U bits = (U)(v == v ? v : (V)((U){} + 0x7fc00000u));
+  return (V)((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
 }
 INLINE f32 widened(bf16 a) { return widen<f32x1>((bf16x1){a})[0]; }
 template <class V> INLINE V ld_bf16(const bf16* p) { return widen<V>(ld<typename vector_of<bf16, traits<V>::lanes>::type>(p)); }
