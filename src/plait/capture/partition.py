@@ -108,7 +108,7 @@ def _is_structure(node: Node) -> bool:
 
 def _cut(joint: Joint, record: Record, plan: Plan, *, build: bool = True) -> Halves:
     """One plan carried out. Without `build` no kernel is compiled, and the graphs are there to be looked at."""
-    spare = joint.copy()
+    spare = joint.copy() if has_extremum(joint.module.graph) else None
     graph, num_returned = joint.module.graph, joint.num_returned
     if record.wants("recompute"):
         record.recomputed.extend(_recompute(graph, num_returned, plan.cached - plan.dropped))
@@ -117,7 +117,7 @@ def _cut(joint: Joint, record: Record, plan: Plan, *, build: bool = True) -> Hal
             keeper.drop(plan.dropped)
     forward, backward = _divided(joint)
     forward = assemble(forward, "forward", record, num_returned=num_returned, build=build)
-    if record.recomputed and has_extremum(forward.graph):
+    if spare is not None and record.recomputed and has_extremum(forward.graph):
         # its gradient compares entries with the result bit by bit: what no kernel computed must not be computed again by one
         record.note("a maximum or minimum stays outside of the kernels: edge values are kept, not recomputed")
         record.recomputed.clear()

@@ -67,6 +67,11 @@ def same_size(a: Any, b: Any) -> bool:
     """Whether two sizes are equal whatever the graph; never adds a guard."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
+    first, second = (size.node.expr if isinstance(size, torch.SymInt) else size for size in (a, b))
+    if first == second:
+        return True
+    if all(isinstance(size, int) or size.is_Symbol for size in (first, second)):
+        return False  # a symbol that is known to be another, or a number, has been replaced by it; asking takes long
     return bool(statically_known_true(a == b))
 
 
