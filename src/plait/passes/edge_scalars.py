@@ -31,6 +31,9 @@ MARGIN = 1.25
 # moves a line both ways (GAT, 1 M edges with 4 heads: a read 11 ns, a write 23 ns, a gathered row 4.6 ns)
 READ, WRITE = 2.5, 5.0
 
+# kernels make products in whole vectors: one with a single column takes as long as one with as many as a vector has
+VECTOR_BYTES = 64
+
 _FUNCTIONS = (
     *(aten.exp.default, aten.log.default, aten.tanh.default, aten.sigmoid.default, aten.silu.default, aten.gelu.default),
     *(aten.div.Tensor, aten.pow.Tensor_Scalar, aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default),
@@ -210,7 +213,9 @@ def _work_s(node: Node, rows: Node | None, costs: Costs) -> float:
         return costs.gather(row_bytes, num_bytes(value(operands[0])) / row_bytes) * num_edges
     parts = product_parts(node) if is_call(node, *PRODUCTS) else None
     if parts is not None:
-        return costs.product(num_edges, *(float(size) for size in value(parts[2]).shape))
+        inner, columns = (float(size) for size in value(parts[2]).shape)
+        lanes = VECTOR_BYTES / val.dtype.itemsize
+        return costs.product(num_edges, inner, math.ceil(columns / lanes) * lanes)
     if is_call(node, *_FOLDS):
         numel = max((num_bytes(value(item)) / value(item).dtype.itemsize for item in operands), default=numel)
     return costs.elementwise(numel, is_function=is_call(node, *_FUNCTIONS))
