@@ -58,6 +58,33 @@ def kept_bytes(call: Callable[..., Tensor], model: nn.Module, inputs: Inputs) ->
     return sum(kept.values())
 
 
+def saved_tensors(call: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
+    """Every tensor that a forward saves for its backward."""
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        call(*inputs)
+    return saved
+
+
+def wide_per_edge(tensors: list[Tensor], inputs: Inputs, num_edges: int) -> list[tuple[int, ...]]:
+    """The shapes of floats with a row of several numbers per edge; what the user gave is the user's own memory."""
+    given = {item.untyped_storage().data_ptr() for item in inputs if isinstance(item, Tensor)}
+    return [
+        tuple(item.shape)
+        for item in tensors
+        if item.dim() > 0
+        and item.shape[0] >= num_edges
+        and item.numel() >= 2 * len(item)
+        and item.is_floating_point()
+        and item.untyped_storage().data_ptr() not in given
+    ]
+
+
 def num_programs(records: list[Record], direction: str) -> int:
     return sum(len(item.programs.get(direction, [])) for item in records)
 

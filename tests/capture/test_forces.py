@@ -108,8 +108,7 @@ WAYS: dict[str, Callable[[nn.Module], Callable[..., tuple[Tensor, Tensor]]]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("make", [Energy, GivenEdges])
+@pytest.mark.parametrize(("make", "way"), [*((Energy, way) for way in WAYS), (GivenEdges, "plait.compile")])
 def test_force_field_trains_as_in_eager(make: type[nn.Module], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAIT_STRICT", "0")
     want = trained(lambda: ForceField(make()), lambda model: model)

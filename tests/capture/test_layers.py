@@ -11,7 +11,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor, nn
 
 from tests.awkward import AWKWARD, RandomGraph, random_graph
-from tests.capture.compiled import captures, compiled, in_double, num_programs
+from tests.capture.compiled import captures, compiled, in_double, num_programs, saved_tensors, wide_per_edge
 from tests.check import assert_matches_eager
 from tests.models import CASES, LAYERS, MADE_UP, PLAIN, Case, node_features, row_max, with_edge_weight
 
@@ -22,6 +22,7 @@ GENERAL = {name: graph for name, graph in AWKWARD.items() if name not in TINY}
 ON_TINY = ("GCNConv", "SAGEConv_max", "GATConv_1_head", "global_max_pool", "gated_range")
 BACKWARD_IS_A_GATHER = ("global_add_pool", "global_mean_pool")  # which nothing is fused with
 WEIGHTS_ARE_MASKED = ("GCNConv_weighted",)  # without and with self-loops, a number per edge, by operators that move entries
+KEPT_ON = random_graph(61, 487, 0)  # no other size comes near its number of edges
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
@@ -39,14 +40,18 @@ def assert_matches_on(case: Case, graphs: dict[str, RandomGraph], *, double: boo
 
 @pytest.mark.parametrize("name", EXACT)
 def test_layer_is_fused_and_matches_eager(name: str) -> None:
+    case = EXACT[name]
     with captures() as records:
-        assert_matches_on(EXACT[name], GENERAL)
+        assert_matches_on(case, GENERAL)
+        inputs = case.make_inputs(KEPT_ON, 0)
+        kept = saved_tensors(compiled(case.model()), inputs)
 
     assert len(records) == 1
     assert num_programs(records, "forward") > 0
     assert num_programs(records, "backward") > 0 or name in BACKWARD_IS_A_GATHER
     left = [note for record in records for note in record.notes if "unfused" in note]
     assert left == [] or name in (*BACKWARD_IS_A_GATHER, *WEIGHTS_ARE_MASKED)
+    assert wide_per_edge(kept, inputs, KEPT_ON.num_edges) == []
 
 
 # With one edge (self-loops counted) Dynamo knows that size: a value per edge loses its axis and counts as a weight

@@ -85,8 +85,9 @@ def test_numbers_match_eager_in_one_capture_for_all_sizes(name: str) -> None:
 def test_numbers_match_eager_on_sizes_0_and_1(graph: str, size: int) -> None:
     if size > AWKWARD[graph].num_nodes:
         pytest.skip("fewer rows than that")
-    for name in ("gat", "sage_max"):
-        assert_matches_eager(Sliced(LAYERS[name]), *inputs_of(graph, size), compile=compiled)
+    model = Sliced(LAYERS["gat"])
+    model.layers[1] = LAYERS["sage_max"](H, H)  # every capture takes a second: two kinds of layer in one
+    assert_matches_eager(model, *inputs_of(graph, size), compile=compiled)
 
 
 @pytest.mark.parametrize("name", ["gat", "gin"])
