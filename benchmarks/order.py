@@ -91,7 +91,8 @@ def graphs(directory: str | None) -> dict[str, Callable[[], Data]]:
 
 
 def step_of(model: nn.Module, data: Data, order: str, plan: str) -> tuple[Callable[[], Tensor], list[str]]:
-    """A training step or an inference of the model under one order and plan, which has run once; its programs."""
+    """A training step or an inference of the model under one order and plan, which has run once; its programs,
+    and what it computes again."""
     cotangent = torch.randn(len(data.x), data.num_classes, generator=torch.Generator().manual_seed(0))
 
     def step(options: dict[str, Any]) -> tuple[Callable[[], Tensor], list[str]]:
@@ -111,7 +112,9 @@ def step_of(model: nn.Module, data: Data, order: str, plan: str) -> tuple[Callab
 
         run = infer if plan == "infer" else train
         run()
-        return run, [to_text(program) for some in RECORDS[-1].programs.values() for program in some]
+        record = RECORDS[-1]
+        texts = [to_text(program) for some in record.programs.values() for program in some]
+        return run, [*texts, *(item.name for item in record.dropped)]
 
     if plan != "uncached":
         return step({})
@@ -131,30 +134,33 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def measure(name: str, data: Data, hidden: int, plan: str, rounds: int) -> dict[str, Any]:
-    """Median seconds by order, and the orders that have the programs of the chosen one. Every order is checked against the one
-    as written."""
+    """Median seconds by order, and which have the programs of the chosen one. What comes to the same programs is measured once.
+    Every order is checked against the one as written."""
     torch.manual_seed(0)
     model = TwoLayers(MODELS[name], (data.x.shape[1], hidden, data.num_classes))
     steps = {order: step_of(model, data, order, plan) for order in ORDERS}
-    runs = {order: run for order, (run, _) in steps.items()}
-    expected = runs["as_written"]()
-    for order, run in runs.items():
+    expected = steps["as_written"][0]()
+    for order, (run, _) in steps.items():
         difference = ((run() - expected).abs().max() / expected.abs().max()).item()
         if not difference < 1e-4:
             raise SystemExit(f"{name} on {data.name}, hidden {hidden}, {plan}: order {order} is wrong by {difference:.1e}")
+    alike = {order: next(other for other in ORDERS if steps[other][1] == steps[order][1]) for order in ORDERS}
+    distinct = sorted(set(alike.values()))
     # in training a step follows its like: one behind a step that has filled the caches otherwise is not what is asked for
     num_steps = {}
-    for order, run in runs.items():
-        shortest = min(seconds(run) for _ in range(2))
+    for order in distinct:
+        shortest = min(seconds(steps[order][0]) for _ in range(2))
         num_steps[order] = max(1, min(MOST_STEPS, round(TURN_SECONDS / shortest)))
-    times: dict[str, list[float]] = {order: [] for order in ORDERS}
+    times: dict[str, list[float]] = {order: [] for order in distinct}
     for number in range(rounds):
-        for order in ORDERS[number % len(ORDERS) :] + ORDERS[: number % len(ORDERS)]:
+        place = number % len(distinct)
+        for order in distinct[place:] + distinct[:place]:
             for _ in range(num_steps[order]):
-                runs[order]()
-            times[order] += [seconds(runs[order]) for _ in range(num_steps[order])]
-    same = [order for order in FIXED if steps[order][1] == steps["auto"][1]]
-    return {**{order: statistics.median(samples) for order, samples in times.items()}, "same": same}
+                steps[order][0]()
+            times[order] += [seconds(steps[order][0]) for _ in range(num_steps[order])]
+    found: dict[str, Any] = {order: statistics.median(times[alike[order]]) for order in ORDERS}
+    found["same"] = [order for order in FIXED if alike[order] == alike["auto"]]
+    return found
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -164,7 +170,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         cells = " | ".join(f"{1e3 * row[order]:.1f} ms" for order in (*FIXED, "auto"))
         better, written = min(row[order] for order in FIXED) / row["auto"], row["as_written"] / row["auto"]
         place = f"{row['graph']} | {row['model']} | {row['hidden']} | {row['plan']}"
-        same = f"those of {row['same'][0]}" if row.get("same") else ""
+        same = f"those of {row['same'][0]}" if row["same"] else "its own"
         print(f"| {place} | {cells} | {same} | {better:.2f} | {written:.2f} |")
     for plan in PLANS:
         found = [row for row in rows if row["plan"] == plan]

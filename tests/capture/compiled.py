@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from plait import graph
 from plait.capture import record
 from plait.capture.record import Record
+from plait.ir.program import Program
 from tests.models import Inputs
 
 
@@ -87,6 +88,11 @@ def wide_per_edge(tensors: list[Tensor], inputs: Inputs, num_edges: int) -> list
 
 def num_programs(records: list[Record], direction: str) -> int:
     return sum(len(item.programs.get(direction, [])) for item in records)
+
+
+def edge_programs(record: Record, direction: str) -> list[Program]:
+    """Programs that stream edges: ordered by a map, or reading through one."""
+    return [program for program in record.programs.get(direction, []) if program.ordered or program.maps]
 
 
 def in_double(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:

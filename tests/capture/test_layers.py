@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -11,9 +10,10 @@ import torch_geometric.nn as pyg
 from torch import Tensor, nn
 
 from tests.awkward import AWKWARD, RandomGraph, random_graph
-from tests.capture.compiled import captures, compiled, in_double, num_programs, saved_tensors, wide_per_edge
+from tests.capture.compiled import captures, compiled, edge_programs, in_double, num_programs, saved_tensors, wide_per_edge
 from tests.check import assert_matches_eager
 from tests.models import CASES, LAYERS, MADE_UP, PLAIN, Case, node_features, row_max, with_edge_weight
+from tests.thorough import IS_THOROUGH, cases
 
 EXACT = {name: case for name, case in CASES.items() if not case.draws}
 # Dynamo captures sizes 0 and 1 each on their own, and every capture costs a second: these graphs get a few cases of each kind
@@ -23,7 +23,19 @@ ON_TINY = ("GCNConv", "SAGEConv_max", "GATConv_1_head", "global_max_pool", "gate
 BACKWARD_IS_A_GATHER = ("global_add_pool", "global_mean_pool")  # which nothing is fused with
 WEIGHTS_ARE_MASKED = ("GCNConv_weighted",)  # without and with self-loops, a number per edge, by operators that move entries
 KEPT_ON = random_graph(61, 487, 0)  # no other size comes near its number of edges
-IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+
+# that stream edges, forward and backward. One map one kernel: the backward of what reads both ends has one by dst, one by src
+NUM_KERNELS = {
+    "GCNConv": (1, 1),
+    "SAGEConv_mean": (1, 1),
+    "SAGEConv_max": (1, 2),
+    "GATConv_4_heads": (1, 2),
+    "GATv2Conv": (1, 2),
+    "TransformerConv": (1, 2),
+    "ResGatedGraphConv": (1, 2),
+    "index_add": (1, 1),
+    "softmax_twice": (1, 2),
+}
 
 
 def assert_matches_on(case: Case, graphs: dict[str, RandomGraph], *, double: bool = False) -> None:
@@ -52,6 +64,8 @@ def test_layer_is_fused_and_matches_eager(name: str) -> None:
     left = [note for record in records for note in record.notes if "unfused" in note]
     assert left == [] or name in (*BACKWARD_IS_A_GATHER, *WEIGHTS_ARE_MASKED)
     assert wide_per_edge(kept, inputs, KEPT_ON.num_edges) == []
+    if name in NUM_KERNELS:
+        assert (len(edge_programs(records[0], "forward")), len(edge_programs(records[0], "backward"))) == NUM_KERNELS[name]
 
 
 # With one edge (self-loops counted) Dynamo knows that size: a value per edge loses its axis and counts as a weight
@@ -63,7 +77,10 @@ def test_layer_matches_eager_on_sizes_0_and_1(name: str, graph: str) -> None:
     assert_matches_on(EXACT[name], {graph: TINY[graph]})
 
 
-@pytest.mark.parametrize("name", ["GCNConv_weighted", "SAGEConv_max", "GATv2Conv", "TransformerConv", "GMMConv", *MADE_UP])
+IN_DOUBLE = ["GCNConv_weighted", "SAGEConv_max", "GATv2Conv", "TransformerConv", "GMMConv", *MADE_UP]
+
+
+@pytest.mark.parametrize("name", cases(IN_DOUBLE, later=["TransformerConv", "GMMConv"]))
 def test_layer_matches_eager_in_float64(name: str) -> None:
     """Rounding is far away here: what differs is a formula."""
     assert_matches_on(EXACT[name], GENERAL, double=True)

@@ -13,6 +13,7 @@ from torch_geometric.utils import trim_to_layer
 from tests.awkward import AWKWARD, random_graph
 from tests.capture.compiled import captures, compiled, in_double
 from tests.check import assert_matches_eager
+from tests.thorough import cases
 
 F, H = 6, 8
 
@@ -64,7 +65,7 @@ def inputs_of(graph: str, size: int) -> tuple[Tensor, Tensor, int]:
 GRAPHS = ("random", "huge_in_degree", "huge_out_degree", "repeated_edges", "isolated_nodes", "last_rows_empty", "self_loops")
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", cases(LAYERS, later=["gcn", "sage", "transformer"]))
 def test_numbers_match_eager_in_one_capture_for_all_sizes(name: str) -> None:
     torch.manual_seed(0)
     model = Sliced(LAYERS[name])

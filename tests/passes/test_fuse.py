@@ -10,9 +10,8 @@ import torch_geometric.nn as pyg
 from torch import Tensor, nn
 
 from plait.capture.record import Record
-from plait.ir.program import Program
 from tests.awkward import random_graph
-from tests.capture.compiled import captures, compiled
+from tests.capture.compiled import captures, compiled, edge_programs
 from tests.capture.conftest import fresh_dynamo  # noqa: F401 - a fixture
 from tests.check import assert_matches_eager
 from tests.models import CASES, Case, Inputs, node_features, row_max, row_softmax, row_sum
@@ -27,34 +26,11 @@ def record_of(model: nn.Module, inputs: Inputs) -> Record:
     return record
 
 
-def edge_programs(record: Record, direction: str) -> list[Program]:
-    """Programs that stream edges: ordered by a map, or reading through one."""
-    return [program for program in record.programs.get(direction, []) if program.ordered or program.maps]
+def test_dropout_is_no_kernel_of_its_own() -> None:
+    """How many the other layers have: `tests/capture/test_layers.py`."""
+    record = record_of(CASES["GATConv_dropout"].model(), CASES["GATConv_dropout"].make_inputs(GRAPH, 0))
 
-
-def counts(name: str) -> tuple[int, int]:
-    record = record_of(CASES[name].model(), CASES[name].make_inputs(GRAPH, 0))
-    return len(edge_programs(record, "forward")), len(edge_programs(record, "backward"))
-
-
-@pytest.mark.parametrize(
-    ("name", "forward", "backward"),
-    [
-        ("GCNConv", 1, 1),
-        ("SAGEConv_mean", 1, 1),
-        ("SAGEConv_max", 1, 2),
-        ("GATConv_4_heads", 1, 2),
-        ("GATConv_dropout", 1, 2),
-        ("GATv2Conv", 1, 2),
-        ("TransformerConv", 1, 2),
-        ("ResGatedGraphConv", 1, 2),
-        ("index_add", 1, 1),
-        ("softmax_twice", 1, 2),
-    ],
-)
-def test_number_of_kernels(name: str, forward: int, backward: int) -> None:
-    """One map one kernel: the backward of what reads both ends has one by dst and one by src."""
-    assert counts(name) == (forward, backward)
+    assert (len(edge_programs(record, "forward")), len(edge_programs(record, "backward"))) == (1, 2)
 
 
 class ThreeReductions(nn.Module):
