@@ -23,6 +23,7 @@ from tests.awkward import AWKWARD, RandomGraph, random_graph
 from tests.capture.compiled import captures, in_double, kept_bytes
 from tests.check import Numbers, assert_matches_eager, assert_same_step, training_step
 from tests.models import CASES
+from tests.thorough import cases
 
 GRAPH = random_graph(61, 487, 0)
 WIDTH, HEADS, EDGE_WIDTH = 32, 2, 3
@@ -97,7 +98,10 @@ def per_edge(record: Record) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "gat_dropout"])
+EXACT = [name for name in MODELS if name != "gat_dropout"]
+
+
+@pytest.mark.parametrize("name", cases(EXACT, later=["transformer", "gated_range"]))
 def test_cached_plan_matches_eager(name: str) -> None:
     with captures() as records:
         for key, graph in AWKWARD.items():
@@ -113,7 +117,7 @@ def test_cached_plan_matches_eager(name: str) -> None:
         assert all(per_edge(record) for record in records)
 
 
-@pytest.mark.parametrize("name", CACHING)
+@pytest.mark.parametrize("name", cases(CACHING, later=["gatv2", "transformer"]))
 def test_both_plans_agree_and_keep_what_was_predicted(name: str) -> None:
     """With the same draws of the dropout, too: a cached weight has its mask, one that is made again draws it again."""
     found = {}

@@ -11,6 +11,7 @@ from tests.capture.test_layers import GENERAL, assert_matches_on
 from tests.capture.test_tiles import programs
 from tests.check import assert_matches_eager
 from tests.made_up import EDGE_DIM, MADE_UP_LAYERS
+from tests.thorough import cases
 
 
 @pytest.mark.parametrize("name", MADE_UP_LAYERS)
@@ -26,7 +27,7 @@ def test_made_up_layer_fuses_and_matches_eager(name: str) -> None:
     assert all(out.value.type.numel <= EDGE_DIM for out in wide)  # the gradient of edge features, which the user asked for
 
 
-@pytest.mark.parametrize("name", MADE_UP_LAYERS)
+@pytest.mark.parametrize("name", cases(MADE_UP_LAYERS, later=["RivalryConv", "TransportConv"]))
 def test_made_up_layer_matches_eager_in_float64(name: str) -> None:
     assert_matches_on(MADE_UP_LAYERS[name], {"random": AWKWARD["random"], "hub": AWKWARD["huge_in_degree"]}, double=True)
 
