@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -136,6 +136,7 @@ def inputs_for(seed: int) -> tuple[Tensor, ...]:
 
 
 @given(st.integers(0, 10_000))
+@example(3093)  # halves subtracted until nothing is left: a gradient that is 0 in eager, and 1e-17 in another order
 def test_laws_keep_numbers_and_gradients(seed: int) -> None:
     weights: list[Tensor] = []
     inputs = inputs_for(seed)
