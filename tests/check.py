@@ -140,6 +140,9 @@ def assert_same_step(got: Numbers, want: Numbers, dtype: torch.dtype | None = No
         assert_same_numbers(got.outputs[name], value, dtype, name=name)
     for name, value in want.buffers.items():
         assert_same_numbers(got.buffers[name], value, dtype, name=name)
+    assert got.gradients.keys() == want.gradients.keys(), (
+        f"expected gradients of {list(want.gradients)}, got {list(got.gradients)}"
+    )
     largest = max((magnitude_of(value) for value in want.gradients.values() if value is not None), default=0.0)
     for name, wanted in want.gradients.items():
         found = got.gradients[name]

@@ -14,6 +14,7 @@ import plait
 from tests.awkward import random_graph
 from tests.check import assert_same_numbers
 from tests.edge_mlps import sum_over
+from tests.thorough import cases
 
 NUM_ATOMS, NUM_MOLECULES = 24, 3
 
@@ -108,7 +109,10 @@ WAYS: dict[str, Callable[[nn.Module], Callable[..., tuple[Tensor, Tensor]]]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "way"), [*((Energy, way) for way in WAYS), (GivenEdges, "plait.compile")])
+FORCE_FIELDS = [(make, way) for make in (Energy, GivenEdges) for way in WAYS]
+
+
+@pytest.mark.parametrize(("make", "way"), cases(FORCE_FIELDS, later=[(GivenEdges, "torch.compile"), (GivenEdges, "dynamic")]))
 def test_force_field_trains_as_in_eager(make: type[nn.Module], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAIT_STRICT", "0")
     want = trained(lambda: ForceField(make()), lambda model: model)

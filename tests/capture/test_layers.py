@@ -63,6 +63,7 @@ def test_layer_is_fused_and_matches_eager(name: str) -> None:
     assert num_programs(records, "backward") > 0 or name in BACKWARD_IS_A_GATHER
     left = [note for record in records for note in record.notes if "unfused" in note]
     assert left == [] or name in (*BACKWARD_IS_A_GATHER, *WEIGHTS_ARE_MASKED)
+    assert kept
     assert wide_per_edge(kept, inputs, KEPT_ON.num_edges) == []
     if name in NUM_KERNELS:
         assert (len(edge_programs(records[0], "forward")), len(edge_programs(records[0], "backward"))) == NUM_KERNELS[name]

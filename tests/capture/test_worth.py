@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from plait.capture.worth import Work
 from tests.capture.compiled import captures, compiled, num_programs
 from tests.check import assert_same_numbers
 from tests.passes.tracing import numbers, traced
+from tests.thorough import cases
 
 HANDED_BACK = "fusing this graph would save less time than calling it takes: it runs as PyTorch runs it"
 
@@ -75,12 +77,14 @@ def test_edges_are_fused_whatever_their_number() -> None:
     assert num_programs(records, "forward") == 1
 
 
-def test_who_asks_for_inductor_gets_it() -> None:
+# in training there are two groups to compile, and half a minute for them
+@pytest.mark.parametrize("is_training", cases([False, True], later=[True]))
+def test_who_asks_for_inductor_gets_it(is_training: bool) -> None:
     model, x = mlp(), numbers(600, 8)
-    with torch.no_grad():  # a group to compile, not two
+    with torch.set_grad_enabled(is_training):
         out, records = run(model, x, rest="inductor")
 
-    assert_same_numbers(out, model(x).detach())
+    assert_same_numbers(out.detach(), model(x).detach())
     assert [note for record in records for note in record.notes if note == HANDED_BACK] == []
 
 

@@ -16,7 +16,7 @@ from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.domains import Domains, infer
 from plait.passes.edit import aten, value
 from plait.passes.structure import merge_equal
-from tests.check import SHARE_OF_LARGEST, assert_same_numbers, magnitude_of
+from tests.check import Numbers, assert_same_step
 
 N, E = 7, 19  # sizes that no test uses for anything else
 
@@ -123,15 +123,14 @@ def assert_same_law(graph_module: GraphModule, function: Callable[..., Any], inp
         weights = [torch.randn(item.shape, generator=generator) for item in differentiable]
         floats = [item for item in copies if isinstance(item, Tensor) and item.requires_grad]
         grads = torch.autograd.grad(differentiable, floats, weights, allow_unused=True) if differentiable else ()
-        results.append(([item.detach() for item in outputs], grads))
-    (outputs, grads), (wanted, wanted_grads) = results
-    for got, want in zip(outputs, wanted, strict=True):
-        assert_same_numbers(got, want)
-    largest = max((magnitude_of(want) for want in wanted_grads if want is not None), default=0.0)
-    for got, want in zip(grads, wanted_grads, strict=True):
-        assert (got is None) == (want is None)
-        if got is not None:
-            assert_same_numbers(got, want, magnitude=SHARE_OF_LARGEST * largest)
+        results.append(
+            Numbers(
+                {f"output {n}": item.detach() for n, item in enumerate(outputs)},
+                {f"gradient {n}": item for n, item in enumerate(grads)},
+                {},
+            )
+        )
+    assert_same_step(*results)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

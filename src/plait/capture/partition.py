@@ -158,7 +158,7 @@ def _cached(joint: Joint, record: Record) -> frozenset[str]:
 
 
 def has_extremum(graph: Graph) -> bool:
-    """Whether a maximum or minimum over rows runs as an operator of its own."""
+    """Whether a graph has a maximum or minimum over rows; once it is assembled, as an operator of its own."""
     return any(map(is_extremum, graph.nodes))
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from plait.codegen import expr
 from plait.codegen.edges import STRAIGHT, PassPrinter
 from plait.codegen.loops import indent, mark, roll
-from plait.codegen.schedule import Schedule, after_total, identifier, is_stored_reduction, levels_of
+from plait.codegen.schedule import Schedule, after_total, is_stored_reduction, levels_of
 from plait.codegen.target import power_of_two_below
 from plait.codegen.values import Lanes, Place, Values, lane_tiles
 from plait.codegen.views import ElementMaps, reduced_run
@@ -413,3 +413,13 @@ def _skip_mask(lanes: int, skipped: int) -> str:
 
 def _store_vector(place: Place, offset: str, vector: str) -> str:
     return f"{expr.access('st', place.scalar)}({place.pointer} + {offset}, {vector});"
+
+
+def identifier(name: str) -> str:
+    """`name` as part of a C++ name: letters, digits and underscores that are not doubled.
+
+    >>> identifier("conv1.lin[0]")
+    'conv1_lin_0'
+    """
+    words = "".join(letter if letter.isascii() and letter.isalnum() else " " for letter in name).split()
+    return "_".join(words) or "value"

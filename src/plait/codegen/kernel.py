@@ -14,9 +14,9 @@ from torch import Tensor
 from torch._C._autograd import _profiler_enabled
 
 from plait import memory
-from plait.codegen.cpp import print_cpp
+from plait.codegen.cpp import identifier, print_cpp
 from plait.codegen.factor import factor
-from plait.codegen.schedule import Schedule, identifier, schedule
+from plait.codegen.schedule import Schedule, schedule
 from plait.codegen.simplify import rebuild
 from plait.codegen.target import Target, native_target
 from plait.codegen.tile_cpp import print_tiles

@@ -378,13 +378,3 @@ def _names(program: Program, nodes: list[Node]) -> dict[Node, str]:
             names[node] += f"_{number}"
         used.add(names[node])
     return names
-
-
-def identifier(name: str) -> str:
-    """`name` as part of a C++ name: letters, digits and underscores that are not doubled.
-
-    >>> identifier("conv1.lin[0]")
-    'conv1_lin_0'
-    """
-    words = "".join(letter if letter.isascii() and letter.isalnum() else " " for letter in name).split()
-    return "_".join(words) or "value"
