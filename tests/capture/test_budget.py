@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 import plait
 from plait import memory
+from plait.capture import budget, partition, run_passes
 from plait.capture.record import Record
-from plait.errors import OptionError
+from plait.costs import BY_BYTES
+from plait.errors import MemoryBudgetError, OptionError
 from tests.awkward import random_graph
 from tests.capture.compiled import captures, kept_bytes
 from tests.check import assert_same_numbers
@@ -37,6 +39,19 @@ class Deep(nn.Module):
         for layer in self.layers:
             x = F.dropout(F.elu(layer(x, edge_index)), self.dropout, self.training)
         return x
+
+
+class TwoLayers(nn.Module):
+    """The first gets no gradient for its input; the second makes the rows narrower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = pyg.GCNConv(WIDTH, WIDTH), pyg.GCNConv(WIDTH, WIDTH // 4)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(x, edge_index).relu(), edge_index)
+        return out
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -74,9 +89,9 @@ def step(call: Callable[..., Tensor], inputs: tuple[Tensor, ...], model: nn.Modu
 ROOMY = 1 << 40
 
 
-def compiled(model: nn.Module, inputs: tuple[Tensor, ...], budget: float = ROOMY) -> tuple[Callable[..., Tensor], Record]:
+def compiled(model: nn.Module, inputs: tuple[Tensor, ...], most: float = ROOMY) -> tuple[Callable[..., Tensor], Record]:
     torch._dynamo.reset()
-    call = plait.compile(model, memory_budget=budget)
+    call = plait.compile(model, memory_budget=most)
     with captures() as records:
         step(call, inputs, model)
     (record,) = records
@@ -128,11 +143,11 @@ def test_smaller_budgets_hold_less_and_give_the_same_numbers(name: str, counted_
     smallest = smallest_of(model, inputs)
     assert smallest < most
 
-    for budget in (most, (most + smallest) // 2, smallest):
-        call, record = compiled(model, inputs, budget)
+    for bytes_held in (most, (most + smallest) // 2, smallest):
+        call, record = compiled(model, inputs, bytes_held)
         assert record.prediction is not None
-        assert record.prediction.peak_bytes <= budget
-        assert bool(record.dropped) == (budget < most)
+        assert record.prediction.peak_bytes <= bytes_held
+        assert bool(record.dropped) == (bytes_held < most)
         assert counted_peak(call, model, inputs) == pytest.approx(record.prediction.peak_bytes, rel=0.15)
         for got, expected in zip(step(call, inputs, model), want, strict=True):
             assert_same_numbers(got, expected)
@@ -146,9 +161,26 @@ def test_nothing_below_a_maximum_is_computed_again() -> None:
     assert smallest_of(model, inputs) == record.prediction.peak_bytes
 
 
+def test_order_of_products_is_chosen_again_where_the_budget_drops_what_was_propagated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many features out as in, propagating first saves a propagation, if what was propagated is kept."""
+    for module in (run_passes, budget, partition):
+        monkeypatch.setattr(module, "machine_costs", lambda: BY_BYTES)
+    model, inputs = TwoLayers(), inputs_of("gcn")
+
+    call, roomy = compiled(model, inputs)
+    want = step(call, inputs, model)
+    call, tight = compiled(model, inputs, smallest_of(model, inputs))
+
+    assert [line.split(":")[1].split(",")[0] for line in roomy.moved] == [" product moved behind the sum over edges"]
+    assert tight.moved == []
+    assert not any("segment_reduce" in item.name for item in tight.dropped)
+    for got, expected in zip(step(call, inputs, model), want, strict=True):
+        assert_same_numbers(got, expected)
+
+
 def smallest_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """The figure in the error message of a budget that nothing fits."""
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="memory_budget: a step may hold 1e-06 MB") as failure:
+    with pytest.raises(MemoryBudgetError, match="memory_budget: a step may hold 1e-06 MB") as failure:
         compiled(model, inputs, 1)
     found = re.search(r"Allow at least (\d+) bytes", str(failure.value))
     assert found is not None
@@ -161,12 +193,22 @@ def test_share_is_of_what_eager_holds(tmp_path: pathlib.Path) -> None:
     model.zero_grad()
     eager = most_allocated(lambda: step(model, inputs, model), tmp_path / "trace.json")
 
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as failure:
+    with pytest.raises(MemoryBudgetError) as failure:
         compiled(model, inputs, 0.001)
 
     asked = re.search(r"a step may hold ([0-9.e-]+) MB", str(failure.value))
     assert asked is not None
     assert float(asked[1]) * 1e6 == pytest.approx(0.001 * eager, rel=0.15)
+
+
+def test_budget_that_nothing_fits_is_an_error_where_other_failures_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAIT_STRICT", "0")
+    model, inputs = model_of("gat"), inputs_of("gat")
+    smallest_of(model, inputs)
+    assert not torch._dynamo.config.suppress_errors
+
+    _, record = compiled(model, inputs)  # what was passed over for a call is passed over in the next
+    assert not record.fallbacks
 
 
 def test_inference_keeps_nothing_whatever_the_budget() -> None:

@@ -35,6 +35,7 @@ def ordered(
     constants: tuple[str, ...] = (),
     costs: Costs = BY_BYTES,
     order: str = "auto",
+    keeps_sums: bool = True,
 ) -> tuple[GraphModule, list[str]]:
     """The rewritten graph and what was moved. constants: inputs whose gradient nobody asks for."""
     graph_module = canonical(function, *inputs)
@@ -45,7 +46,8 @@ def ordered(
             return node.name not in constants and node.meta["val"].dtype.is_floating_point
         return any(map(wants_grad, node.all_input_nodes))
 
-    moved = order_products(graph, infer(graph), Setting(lambda: costs, is_training, wants_grad, order=order))
+    setting = Setting(lambda: costs, is_training, wants_grad, order=order, keeps_sums=keeps_sums)
+    moved = list(order_products(graph, infer(graph), setting).moved)
     graph.lint()
     graph_module.recompile()
     return graph_module, moved
@@ -102,6 +104,31 @@ def test_input_without_gradient_is_propagated_once_however_wide_it_is_up_to_twic
         graph_module, _ = ordered(product_first, *inputs, constants=("x",))
 
         assert order_of(graph_module) == expected
+
+
+def test_a_step_that_cannot_keep_what_was_propagated_propagates_it_again() -> None:
+    inputs = (*rows_and_weight(12, 8), SRC, DST)
+
+    assert order_of(ordered(product_first, *inputs, constants=("x",))[0]) == BEHIND
+    assert order_of(ordered(product_first, *inputs, constants=("x",), keeps_sums=False)[0]) == FIRST
+    assert order_of(ordered(product_behind, *inputs, constants=("x",), keeps_sums=False)[0]) == FIRST
+
+
+@pytest.mark.parametrize("function", [product_first, product_behind])
+@pytest.mark.parametrize("widths", [(64, 2), (12, 8), (2, 64)])
+def test_seconds_are_those_of_the_order_taken(function: Callable[..., Tensor], widths: tuple[int, int]) -> None:
+    """Whatever the order was before, and whether or not the choice counts on what is kept: plans are compared by them."""
+    inputs = (*rows_and_weight(*widths), SRC, DST)
+
+    def seconds_of(order: str, *, keeps_sums: bool = True) -> float:
+        graph = canonical(function, *inputs).graph
+        setting = Setting(lambda: BY_BYTES, True, lambda node: node.name == "weight", order=order, keeps_sums=keeps_sums)
+        return order_products(graph, infer(graph), setting).seconds
+
+    first, behind = seconds_of("first"), seconds_of("behind")
+    assert 0 < first != behind > 0
+    assert seconds_of("auto") == min(first, behind)
+    assert seconds_of("behind", keeps_sums=False) == behind
 
 
 def test_inference_counts_the_forward_alone() -> None:

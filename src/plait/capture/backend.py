@@ -9,24 +9,22 @@ from typing import Any
 import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
 from plait import graph as graph_structure
 from plait.capture.again import Again
 from plait.capture.assemble import EVERY_OUTPUT, assemble, build_kernels
-from plait.capture.origin import source_lines
-from plait.capture.partition import Halves, Joint, boxed, copy_graph, eager_peak, partition
+from plait.capture.budget import budget_bytes, counts_on_sums, plan_within
+from plait.capture.partition import Halves, Joint, boxed, copy_graph, default_plan, partition, predict
 from plait.capture.record import Record, new_record
 from plait.capture.region import Region
+from plait.capture.run_passes import run_forward_passes, run_joint_passes
 from plait.capture.step import step_of
 from plait.capture.trace import detach_no_grad, forward_graph, mark_dropout, specialize_floats
-from plait.capture.tune import machine_costs
 from plait.capture.worth import Work, is_worthwhile
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError, first_line
 from plait.passes import pipeline
-from plait.passes.edit import is_integral, is_tensor
-from plait.passes.order_costs import Setting
 from plait.passes.recompute import forward_nodes
 
 log = logging.getLogger("plait")
@@ -87,9 +85,10 @@ def _compile_rewritten(gm: GraphModule, example_inputs: Sequence[Any], record: R
     detach_no_grad(marked)
     forward = forward_graph(marked, example_inputs)
     record.dump_graph("captured", gm)
-    _run_passes(forward, pipeline.FORWARD, record, _forward_setting(forward.graph, example_inputs, record.options.order))
+    budget = budget_bytes(gm, example_inputs, record)
+    keeps_sums = budget is None or counts_on_sums(forward, example_inputs, record, budget)
+    run_forward_passes(forward, example_inputs, record, keeps_sums=keeps_sums)
     eager = GraphModule(forward, copy_graph(forward.graph))
-    budget = _budget_bytes(gm, example_inputs, record)
     return _aot(forward, example_inputs, Again(eager), record, budget)
 
 
@@ -97,7 +96,7 @@ def _compile_as_captured(gm: GraphModule, example_inputs: Sequence[Any], record:
     """Without the passes before autograd: for graphs with rules for gradients of their own. Regions are fused all the same."""
     captured = GraphModule(gm, copy_graph(gm.graph))
     again = Again(GraphModule(gm, copy_graph(gm.graph)))
-    return _aot(captured, example_inputs, again, record, _budget_bytes(gm, example_inputs, record))
+    return _aot(captured, example_inputs, again, record, budget_bytes(gm, example_inputs, record))
 
 
 def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: Record, budget: int | None) -> Callback:
@@ -109,16 +108,18 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
 
     def inference(graph: GraphModule, _: Any) -> Callback:
         captured = Work.of_captured(graph.graph)
-        _run_passes(graph, pipeline.JOINT, record, _settled(set(graph.graph.nodes), record.options.order))
+        run_joint_passes(graph, set(graph.graph.nodes), record)
         assembled = assemble(graph, "inference", record, num_returned=EVERY_OUTPUT)
         record.is_worthwhile = is_worthwhile(captured, [assembled.graph], record)
         return boxed(assembled, None)
 
     def cut(joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
         captured = Work.of_captured(joint.graph)
-        forward_part = forward_nodes(joint.graph, num_fwd_outputs)
-        _run_passes(joint, pipeline.JOINT, record, _settled(forward_part, record.options.order))
-        halves.append(partition(Joint(joint, inputs, num_fwd_outputs, kwargs), record, budget))
+        run_joint_passes(joint, forward_nodes(joint.graph, num_fwd_outputs), record)
+        whole = Joint(joint, inputs, num_fwd_outputs, kwargs)
+        plan = default_plan(whole, record) if budget is None else plan_within(budget, whole, record)
+        halves.append(partition(whole, record, plan))
+        record.prediction = predict(halves[0])
         record.is_worthwhile = is_worthwhile(captured, [halves[0].forward.graph, halves[0].backward.graph], record)
         return halves[0].forward, halves[0].backward
 
@@ -131,49 +132,3 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
             build_kernels(launches, record)
     step = step_of(halves[0] if halves else None, len(example_inputs), again)
     return step if step is not None else Region(compiled, again)
-
-
-def _budget_bytes(gm: GraphModule, example_inputs: Sequence[Any], record: Record) -> int | None:
-    """The bytes that `memory_budget` stands for; None for inference, which keeps nothing."""
-    budget = record.options.memory_budget
-    if budget is None or not _is_training(example_inputs):
-        return None
-    if isinstance(budget, int):
-        return budget
-    return int(budget * eager_peak(gm, example_inputs)) or None
-
-
-def _is_training(example_inputs: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(getattr(item, "requires_grad", False) for item in example_inputs)
-
-
-def _forward_setting(graph: Graph, example_inputs: Sequence[Any], order: str) -> Setting:
-    """What the forward graph is for, from the inputs it was captured with."""
-    is_training = _is_training(example_inputs)
-    wanted: set[Node] = set()
-    if is_training:
-        pairs = zip(graph.find_nodes(op="placeholder"), example_inputs, strict=True)
-        wanted.update(node for node, item in pairs if getattr(item, "requires_grad", False))
-    for node in graph.nodes:
-        if not wanted.isdisjoint(node.all_input_nodes) and is_tensor(node) and not is_integral(node):
-            wanted.add(node)
-    return Setting(machine_costs, is_training, lambda node: node in wanted, order=order)
-
-
-def _settled(forward: set[Node], order: str) -> Setting:
-    """For passes over the joint graph: what the forward computes has its order already, and the backward follows it or not."""
-    order = order if order == "auto" else "as_written"
-    return Setting(machine_costs, False, lambda node: False, lambda node: node not in forward, order)
-
-
-def _run_passes(gm: GraphModule, passes: tuple[pipeline.Pass, ...], record: Record, setting: Setting) -> None:
-    sources: dict[str, str] = {}
-    for item in passes:
-        if not item.required and not record.wants(item.name):
-            continue
-        sources |= source_lines(node for node in gm.graph.nodes if node.name not in sources)
-        remarks = item.run(gm.graph, setting)
-        record.note_moved(remarks.moved, sources)
-        record.left.update(remarks.left)
-        gm.recompile()
-        record.dump_graph(item.name, gm)

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
 from plait import memory
 from plait.capture.backend import plait_backend
 from plait.capture.record import Record, new_record
 from plait.config import Options, environment
-from plait.errors import first_line
+from plait.errors import OptionError, first_line
 from plait.native import cache
 from plait.structure_cache import STRUCTURE
 
@@ -32,11 +34,20 @@ def compile(model: Callable[..., Any], *, dynamic: bool | None = None, **options
 
     What Dynamo fails to trace runs un-compiled, with the reason recorded and one warning. model: a module or a function.
     dynamic: as in torch.compile. options: the fields of `plait.config.Options`; an unknown one raises OptionError and lists the
-    valid ones.
+    valid ones. The first call raises MemoryBudgetError where no plan fits `memory_budget`.
     """
     chosen = Options.parse(options)
-    compiled = torch.compile(model, backend=plait_backend, dynamic=dynamic, options=options or None)
+    compiled = torch.compile(model, backend=_backend, dynamic=dynamic, options=options or None)
     return _guarded(compiled, chosen)
+
+
+def _backend(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+    """The backend; what was asked for and cannot be is an error, although Dynamo passes over errors here."""
+    try:
+        return plait_backend(gm, example_inputs, **options)
+    except OptionError:
+        torch._dynamo.config.suppress_errors = False  # until the call ends, see `_raised`
+        raise
 
 
 def _guarded(compiled: Callable[..., Any], options: Options) -> Callable[..., Any]:
@@ -49,11 +60,15 @@ def _guarded(compiled: Callable[..., Any], options: Options) -> Callable[..., An
         failures.note_sparse(leaves)
         with failures.watched():
             plain = failures.plain(args, kwargs, leaves)
-            if plain is None:
-                return call(*args, **kwargs)
             try:
-                return call(*plain[0], **plain[1])
+                return call(*args, **kwargs) if plain is None else call(*plain[0], **plain[1])
+            except BackendCompilerFailed as error:
+                if isinstance(error.inner_exception, OptionError):
+                    raise error.inner_exception from None
+                raise
             except (AttributeError, TypeError) as error:
+                if plain is None:
+                    raise
                 failures.keep_wrapped(error)
         return guarded(*args, **kwargs)
 

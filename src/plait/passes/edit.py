@@ -7,6 +7,7 @@ computes the new value and copies where in the user's model the node came from.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,17 @@ def hint(size: Any) -> float | None:
     known = shapes.backed_var_to_val if hasattr(shapes, "backed_var_to_val") else shapes.var_to_val  # before torch 2.10
     found = size.node.expr.xreplace(known)
     return float(found) if found.is_number else None
+
+
+def most(size: Any) -> float | None:
+    """The same, or the most it can be where it depends on data: edges without their self-loops are at most all edges. None
+    where no bound is known."""
+    known = hint(size)
+    if known is not None:
+        return known
+    upper = size.node.shape_env.bound_sympy(size.node.expr).upper
+    largest = float(upper) if upper.is_number else math.inf
+    return largest if math.isfinite(largest) else None
 
 
 def inner_sizes(val: torch.Tensor, *, leading: bool = True) -> tuple[int, ...] | None:

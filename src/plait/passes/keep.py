@@ -16,7 +16,19 @@ from torch.fx import Graph, Node
 from plait import operators
 from plait.costs import Costs
 from plait.passes.domains import Domains
-from plait.passes.edit import PRODUCTS, aten, hint, is_call, is_integral, is_tensor, is_view, product_parts, results_of, value
+from plait.passes.edit import (
+    PRODUCTS,
+    aten,
+    hint,
+    is_call,
+    is_integral,
+    is_tensor,
+    is_view,
+    most,
+    product_parts,
+    results_of,
+    value,
+)
 from plait.passes.liveness import num_bytes
 from plait.passes.recompute import forward_nodes, give_copies
 from plait.passes.structure import is_pure, structural_nodes
@@ -128,7 +140,7 @@ class Keeper:
             return self.costs.product(hint(val.shape[0]) or 1.0, hint(inner) or 1.0, hint(val.shape[1]) or 1.0)
         if is_call(node, operators.segment_reduce):
             entries = value(node.args[0])
-            rows = hint(entries.shape[0]) or 16.0 * (hint(val.shape[0]) or 1.0)
+            rows = most(entries.shape[0]) or 16.0 * (hint(val.shape[0]) or 1.0)
             row_bytes = num_bytes(entries) / max(rows, 1.0)
             return self.costs.gather(row_bytes, hint(val.shape[0]) or 1.0) * rows
         if self.domains.is_edge(node):

@@ -14,23 +14,14 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from plait.passes.edit import hint, is_tensor, is_view, results_of, value
+from plait.passes.edit import is_tensor, is_view, most, results_of, value
 
 Buffer = tuple[Node, int]  # the call that makes it, and which of its results it is
 
 
 def num_bytes(val: Any) -> int:
-    """Bytes of a fake tensor's elements."""
-    return int(math.prod(_extent(size) for size in val.shape)) * val.dtype.itemsize if isinstance(val, Tensor) else 0
-
-
-def _extent(size: Any) -> float:
-    known = hint(size)
-    if known is not None:
-        return known
-    upper = size.node.shape_env.bound_sympy(size.node.expr).upper  # edges without their self-loops are at most all edges
-    largest = float(upper) if upper.is_number else math.inf
-    return largest if math.isfinite(largest) else 0.0  # nothing is known of it: it can't be planned with
+    """Bytes of a fake tensor's elements; 0 where nothing is known of a size: it can't be planned with."""
+    return int(math.prod(most(size) or 0.0 for size in val.shape)) * val.dtype.itemsize if isinstance(val, Tensor) else 0
 
 
 class Buffers:

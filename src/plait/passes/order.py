@@ -20,12 +20,14 @@ needs no propagation for:
 
 The gradient of x is a propagation behind a product itself, along the turned edges: the same law decides its order on the joint
 graph. After Bazinska et al., "Cached Operator Reordering" (arXiv 2308.12093), who choose by widths alone; here the widths are
-weighed with what rows of them cost on this machine (`plait.costs`).
+weighed with what rows of them cost on this machine (`plait.costs`). Where P cannot be kept (a memory budget), the gradient of
+W takes one more propagation of f columns.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import replace as changed
 
 from torch.fx import Graph, Node
 
@@ -38,26 +40,43 @@ from plait.passes.propagation import Factor, factor_of, propagate, propagation
 MARGIN = 1.05  # another order than the user's must be so many times cheaper, by the model
 
 
-def order_products(graph: Graph, domains: Domains, setting: Setting) -> list[str]:
-    """Puts products before or behind propagations, each where it costs less; returns a line per product moved."""
-    moved: list[str] = []
+@dataclass(frozen=True)
+class Ordered:
+    """moved: a line per product moved. seconds: what a step is predicted to take for the propagations that have a product next
+    to them, in the order they have now, if it keeps what was propagated."""
+
+    moved: tuple[str, ...]
+    seconds: float
+
+
+def order_products(graph: Graph, domains: Domains, setting: Setting) -> Ordered:
+    """Puts products before or behind propagations, each where it costs less. Edits the graph."""
+    choices: list[_Choice] = []
     if setting.order == "as_written":
-        return moved
+        return Ordered((), 0.0)
     for node in list(graph.nodes):
         if not setting.is_movable(node):
             continue
-        line = None
+        choice = None
         if is_call(node, operators.segment_reduce) and node.users:
-            line = _behind(graph, node, domains, setting)
+            choice = _behind(graph, node, domains, setting)
         elif is_call(node, *PRODUCTS):
-            line = _before(graph, node, domains, setting)
-        if line is not None:
-            moved.append(line)
+            choice = _before(graph, node, domains, setting)
+        if choice is not None:
+            choices.append(choice)
     graph.eliminate_dead_code()
-    return moved
+    return Ordered(tuple(item.moved for item in choices if item.moved), sum(item.seconds for item in choices))
 
 
-def _behind(graph: Graph, reduce: Node, domains: Domains, setting: Setting) -> str | None:
+@dataclass(frozen=True)
+class _Choice:
+    """At one propagation. moved: a line, empty where nothing has moved. seconds: as `Ordered.seconds`."""
+
+    seconds: float
+    moved: str = ""
+
+
+def _behind(graph: Graph, reduce: Node, domains: Domains, setting: Setting) -> _Choice | None:
     """sum_e sum_k c[e, k] gather(x W)[e, k] = (sum_e c[e, k] gather(x)[e]) W: the product moves behind the propagation."""
     found = propagation(reduce, domains)
     if found is None or not is_call(found.source, aten.mm.default):
@@ -74,12 +93,19 @@ def _behind(graph: Graph, reduce: Node, domains: Domains, setting: Setting) -> s
     extra = setting.costs.product(sizes.num_sources, width_x, heads * width_y) if is_kept else 0.0
     first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
     if not _is_chosen("behind", behind + extra, first, setting):
-        return None
+        return _Choice(first)
     edit = Editor(graph, reduce)
     _count_rows_of(found.source, x)
     summed = propagate(edit, found, x, heads)
     replace(reduce, edit.call(aten.mm.default, summed, _stacked(edit, weight, width_x, heads, width_y)))
-    return f"{found.source.name}: product moved behind the sum over edges, which carry {width_x} columns, not {heads * width_y}"
+    return _Choice(
+        seconds_behind(found, x, sizes, _keeping(setting)) + extra,
+        f"{found.source.name}: product moved behind the sum over edges, which carry {width_x} columns, not {heads * width_y}",
+    )
+
+
+def _keeping(setting: Setting) -> Setting:
+    return changed(setting, keeps_sums=True)
 
 
 def _is_chosen(order: str, seconds: float, seconds_now: float, setting: Setting) -> bool:
@@ -98,7 +124,7 @@ def _count_rows_of(product: Node, x: Node) -> None:
             user.args = (x, 0)
 
 
-def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> str | None:
+def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> _Choice | None:
     """(sum_e c[e] gather(x)[e] + r) W = sum_e c[e] gather(x W)[e] + r W: the product moves before the propagation."""
     parts = product_parts(product)
     if parts is None or domains.is_edge(product):
@@ -118,7 +144,7 @@ def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> 
     extra = num_others * setting.costs.product(sizes.num_rows, width_x, width_y) * (3 if setting.is_training else 1)
     first, behind = seconds_first(found, x, sizes, setting), seconds_behind(found, x, sizes, setting)
     if not _is_chosen("first", first + extra, behind, setting):
-        return None
+        return _Choice(seconds_behind(found, x, sizes, _keeping(setting)))
     edit = Editor(graph, product)
     projected = edit.call(aten.mm.default, x, weight)
     total: Node | None = None
@@ -135,7 +161,9 @@ def _before(graph: Graph, product: Node, domains: Domains, setting: Setting) -> 
             total = edit.call(aten.add.Tensor if term.sign > 0 else aten.sub.Tensor, total, item)
     assert total is not None
     replace(product, edit.call(aten.add.Tensor, total, bias) if bias is not None else total)
-    return f"{product.name}: product moved before the sum over edges, which carry {width_y} columns, not {width_x}"
+    return _Choice(
+        first + extra, f"{product.name}: product moved before the sum over edges, which carry {width_y} columns, not {width_x}"
+    )
 
 
 @dataclass(frozen=True)

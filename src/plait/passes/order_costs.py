@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from plait import operators
 from plait.costs import Costs
-from plait.passes.edit import hint, is_call, value
+from plait.passes.edit import hint, is_call, most, value
 from plait.passes.propagation import Propagation
 
 _TYPICAL_DEGREE = 16.0  # where a capture does not know the number of edges
@@ -20,7 +20,8 @@ class Setting:
     """What a choice depends on besides the graph. wants_grad: whether a value's gradient will be computed.
 
     find_costs is called where there is a choice: it may have to measure them. is_movable: which nodes may get another order,
-    in a joint graph those of the backward.
+    in a joint graph those of the backward. keeps_sums: whether a step keeps what was propagated for the gradient of a weight
+    behind it; under a memory budget it may have to propagate once more.
     """
 
     find_costs: Callable[[], Costs]
@@ -28,6 +29,7 @@ class Setting:
     wants_grad: Callable[[Node], bool]
     is_movable: Callable[[Node], bool] = lambda node: True
     order: str = "auto"  # as `plait.config.Options.order`
+    keeps_sums: bool = True
 
     @property
     def costs(self) -> Costs:
@@ -49,7 +51,7 @@ class Sizes:
     def of(found: Propagation, x: int, y: int, heads: int) -> Sizes:
         num_sources = hint(value(found.source).shape[0]) or 10_000.0
         num_rows = hint(value(found.reduce).shape[0]) or num_sources
-        num_edges = hint(value(found.gather).shape[0])
+        num_edges = most(value(found.gather).shape[0])
         degree = num_edges / max(num_rows, 1.0) if num_edges is not None else _TYPICAL_DEGREE
         return Sizes(num_sources, num_rows, degree, x, y, heads)
 
@@ -92,6 +94,8 @@ def seconds_behind(found: Propagation, x: Node, sizes: Sizes, setting: Setting) 
     total += _rows_s(sizes.y, sizes.num_rows, setting)
     if not setting.is_training:
         return total
+    if not setting.keeps_sums:
+        total += _gather_s(sizes.x, sizes.num_sources, sizes, setting)
     factor_s = 0.0
     if _factor_wants_grad(found, setting) and (_needs_own_kernel(found, setting) or not setting.wants_grad(x)):
         factor_s = _gather_s(sizes.x, sizes.num_sources, sizes, setting)

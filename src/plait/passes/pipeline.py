@@ -31,10 +31,12 @@ from plait.passes.structure import merge_equal
 
 @dataclass(frozen=True)
 class Remarks:
-    """What a pass says: `moved` for each law applied, `left` for what it did not touch, (node name, reason)."""
+    """What a pass says: `moved` for each law applied, `left` for what it did not touch, (node name, reason), `seconds` for what
+    it predicts of what it chose."""
 
     moved: tuple[str, ...] = ()
     left: tuple[tuple[str, str], ...] = ()
+    seconds: float = 0.0
 
 
 Run = Callable[[Graph, Setting], Remarks]
@@ -77,7 +79,8 @@ def _canonicalize(graph: Graph, setting: Setting) -> Remarks:
 
 
 def _order(graph: Graph, setting: Setting) -> Remarks:
-    return Remarks(moved=tuple(order_products(graph, infer(graph), setting)))
+    ordered = order_products(graph, infer(graph), setting)
+    return Remarks(moved=ordered.moved, seconds=ordered.seconds)
 
 
 _fills, _merge, _places = _rewrite(materialize_fills), _rewrite(merge_equal), _rewrite(resolve_places)
