@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import pathlib
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -28,10 +27,11 @@ from typing import Any
 import torch
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
-from torch._dynamo.exc import BackendCompilerFailed
 
+import plait
 from plait.capture.record import RECORDS
 from plait.config import ORDERS
+from plait.errors import MemoryBudgetError
 from plait.ir.text import to_text
 from plait.tools import generate
 from plait.tools.npz import NpzFile, read_edges, read_features
@@ -95,7 +95,7 @@ def step_of(model: nn.Module, data: Data, plan: str, options: dict[str, Any]) ->
     """A training step or an inference of the model, which has run once; its programs, and what it computes again."""
     cotangent = torch.randn(len(data.x), data.num_classes, generator=torch.Generator().manual_seed(0))
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="plait", options=options)
+    compiled = plait.compile(model, **options)
 
     def train() -> Tensor:
         model.zero_grad()
@@ -116,14 +116,11 @@ def step_of(model: nn.Module, data: Data, plan: str, options: dict[str, Any]) ->
 
 
 def smallest_budget(model: nn.Module, data: Data, order: str) -> int:
-    """Bytes, from the message of the MemoryBudgetError that says what the smallest is."""
+    """Bytes of a step that computes again whatever it can."""
     try:
         step_of(model, data, "uncached", {"order": order, "memory_budget": 1})
-    except BackendCompilerFailed as error:
-        smallest = re.search(r"Allow at least (\d+) bytes", str(error))
-        if smallest is None:
-            raise
-        return int(smallest[1])
+    except MemoryBudgetError as error:
+        return error.smallest
     return 1
 
 
@@ -172,24 +169,32 @@ def measure(name: str, data: Data, hidden: int, plan: str, rounds: int) -> dict[
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print("| graph | model | hidden | plan | first | behind | auto | its programs | against the better | against as written |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        cells = " | ".join(f"{1e3 * row[order]:.1f} ms" for order in (*FIXED, "auto"))
-        better, written = min(row[order] for order in FIXED) / row["auto"], row["as_written"] / row["auto"]
-        place = f"{row['graph']} | {row['model']} | {row['hidden']} | {row['plan']}"
-        same = f"those of {row['same'][0]}" if row["same"] else "its own"
-        print(f"| {place} | {cells} | {same} | {better:.2f} | {written:.2f} |")
-    for plan in PLANS:
-        found = [row for row in rows if row["plan"] == plan]
-        if not found:
-            continue
-        ratios = [row["as_written"] / row["auto"] for row in found]
-        worst = min(min(row[order] for order in FIXED) / row["auto"] for row in found)
-        print(
-            f"\n{plan}, {len(found)} cells: against as written a geometric mean of {statistics.geometric_mean(ratios):.2f}, "
-            f"{max(ratios):.2f} at most; against the better fixed order never below {worst:.2f}"
-        )
+    """A table per graph, a line per model and hidden width, four columns per plan."""
+    for graph in dict.fromkeys(row["graph"] for row in rows):
+        found = {(row["model"], row["hidden"], row["plan"]): row for row in rows if row["graph"] == graph}
+        plans = [plan for plan in PLANS if any(key[2] == plan for key in found)]
+        heads = [f"{plan}, ms | order | over the better | over as written" for plan in plans]
+        print(f"{graph}\n\n| " + " | ".join(["", *heads]) + " |\n|" + " --- |" * (1 + 4 * len(plans)))
+        for model, hidden in dict.fromkeys(key[:2] for key in found):
+            cells = [shown(found.get((model, hidden, plan))) for plan in plans]
+            print(f"| {model.upper()}, {hidden} | " + " | ".join(cells) + " |")
+        print("\n" + summary(list(found.values())) + "\n")
+    print("All: " + summary(rows))
+
+
+def shown(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return " | | | "
+    ratios = f"{min(row[order] for order in FIXED) / row['auto']:.2f} | {row['as_written'] / row['auto']:.2f}"
+    return f"{1e3 * row['auto']:.1f} | {row['same'][0] if row['same'] else 'mixed'} | {ratios}"
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    ratios = [row["as_written"] / row["auto"] for row in rows]
+    worst = min(min(row[order] for order in FIXED) / row["auto"] for row in rows)
+    mean, most = statistics.geometric_mean(ratios), max(ratios)
+    as_written = f"over as written {mean:.2f} (geometric mean), {most:.2f} at most"
+    return f"{len(rows)} cells: {as_written}; over the better fixed order at least {worst:.2f}"
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import plait
+from plait.errors import MemoryBudgetError
 from tests.awkward import AWKWARD, RandomGraph, random_graph
 from tests.check import Numbers, assert_same_numbers, assert_same_step, finite, magnitude_of, training_step
 from tests.random_layers import random_model
@@ -67,6 +68,10 @@ def random_case(seed: int) -> tuple[RandomModel, Case]:
         options["order"] = rng.choice(("as_written", "first", "behind"))
     if rng.random() < 0.1:
         options["rest"] = rng.choice(("eager", "inductor"))
+    if rng.random() < 0.15:
+        options["edge_scalars"] = rng.choice(("cached", "auto"))
+    if rng.random() < 0.1:
+        options["memory_budget"] = 1  # the smallest there is, see `_Compiled`
     return model, Case(model.source(), tuple(dict.fromkeys(graphs)), dtype, index_dtype, tuple(options.items()), seed)
 
 
@@ -75,7 +80,7 @@ def mismatch(case: Case) -> str:
     torch._dynamo.reset()
     model = case.module()
     start = copy.deepcopy(model.state_dict())
-    compiled = plait.compile(model, dynamic=True, **dict(case.options))
+    compiled = _Compiled(model, dict(case.options))
     for name in case.graphs:
         graph = (AWKWARD | GRAPHS)[name]
         try:
@@ -84,13 +89,30 @@ def mismatch(case: Case) -> str:
             continue
         model.load_state_dict(start)
         try:
-            got = training_step(model, compiled, case.inputs(graph))
+            got = compiled.step(case.inputs(graph))
         except Exception:  # noqa: BLE001 (whatever it is, it was looked for)
             return f"graph {name}: {traceback.format_exc()}"
         difference = _difference(case, graph, got, want)
         if difference:
             return f"graph {name}: {difference}"
     return ""
+
+
+class _Compiled:
+    """A compiled model whose budget, if it has one, grows to what each graph needs at least."""
+
+    def __init__(self, model: nn.Module, options: dict[str, Any]) -> None:
+        self.model = model
+        self.options = options
+        self.call = plait.compile(model, dynamic=True, **options)
+
+    def step(self, inputs: tuple[Tensor, ...]) -> Numbers:
+        try:
+            return training_step(self.model, self.call, inputs)
+        except MemoryBudgetError as error:
+            if error.smallest <= self.options["memory_budget"]:
+                raise
+            return _Compiled(self.model, {**self.options, "memory_budget": error.smallest}).step(inputs)
 
 
 def _difference(case: Case, graph: RandomGraph, got: Numbers, want: Numbers) -> str:

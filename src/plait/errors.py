@@ -10,7 +10,11 @@ class OptionError(PlaitError, ValueError):
 
 
 class MemoryBudgetError(OptionError):
-    """A `memory_budget` that no plan of the model fits; it names the smallest that one does."""
+    """A `memory_budget` that no plan of the model fits. smallest: the bytes of the smallest plan that was found."""
+
+    def __init__(self, message: str, smallest: int = 0) -> None:
+        super().__init__(message)
+        self.smallest = smallest
 
 
 class IndexMapError(PlaitError, IndexError):

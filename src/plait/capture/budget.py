@@ -82,7 +82,8 @@ def plan_within(budget: int, joint: Joint, record: Record) -> Plan:
             f"memory_budget: a step may hold {_megabytes(budget)}; the smallest plan found for this graph holds "
             f"{_megabytes(fit.held)}, with {len(fit.dropped)} of {fit.num_candidates} kept values computed again in the "
             "backward\n"
-            f"  Allow at least {fit.held} bytes, or train on mini-batches (plait.loader)."
+            f"  Allow at least {fit.held} bytes, or train on mini-batches (plait.loader).",
+            fit.held,
         )
     record.dropped = list(fit.dropped)
     return fit.plan
