@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch_geometric.nn as pyg
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 import plait
 from plait.capture.record import Record
@@ -93,6 +95,49 @@ def test_who_asks_for_a_budget_gets_a_plan() -> None:
 
     assert HANDED_BACK not in record.notes
     assert record.prediction is not None
+
+
+def test_a_model_in_which_nothing_runs_is_soon_called_without_dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = mlp(), numbers(600, 8)
+    call = plait.compile(model, dynamic=False)
+    for _ in range(3):
+        call(x)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("compiled again")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr("plait.capture.compile.plait_backend", refuse)
+    assert_same_numbers(call(x), model(x))
+    for other in (numbers(601, 8), numbers(600, 8).requires_grad_(), numbers(600, 8).double()):
+        with pytest.raises(BackendCompilerFailed, match="compiled again"):
+            call(other)
+
+
+class SetsItselfUp(nn.Module):
+    """Does nothing in its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = pyg.SAGEConv(4, 8)
+        self.is_fresh = True
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        if self.is_fresh:
+            self.is_fresh = False
+            return x * 1
+        out: Tensor = self.conv(x, edge_index)
+        return out
+
+
+def test_a_model_that_sets_itself_up_in_its_first_call_is_compiled_all_the_same() -> None:
+    call = plait.compile(SetsItselfUp())
+    with captures() as records:
+        for _ in range(3):
+            out = call(numbers(20, 4), torch.tensor([[0, 1, 2], [1, 1, 3]]))
+
+    assert out.shape == (20, 8)
+    assert num_programs(records, "forward") == 1
 
 
 def test_explain_says_why() -> None:

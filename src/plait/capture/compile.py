@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from plait import memory
 from plait.capture.backend import plait_backend
+from plait.capture.idle import Idle
 from plait.capture.record import Record, new_record
 from plait.config import Options, environment
 from plait.errors import OptionError, first_line
@@ -38,7 +39,7 @@ def compile(model: Callable[..., Any], *, dynamic: bool | None = None, **options
     """
     chosen = Options.parse(options)
     compiled = torch.compile(model, backend=_backend, dynamic=dynamic, options=options or None)
-    return _guarded(compiled, chosen)
+    return _guarded(model, compiled, chosen)
 
 
 def _backend(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
@@ -50,18 +51,23 @@ def _backend(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> 
         raise
 
 
-def _guarded(compiled: Callable[..., Any], options: Options) -> Callable[..., Any]:
+def _guarded(model: Callable[..., Any], compiled: Callable[..., Any], options: Options) -> Callable[..., Any]:
     call = compiled.forward if isinstance(compiled, torch.nn.Module) else compiled
-    failures = _Failures(options)
+    failures, idle = _Failures(options), Idle(model)
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         leaves = _leaves(args, kwargs)
+        if leaves in idle:
+            return model(*args, **kwargs)
         failures.note_sparse(leaves)
+        end = idle.watch(leaves)
         with failures.watched():
             plain = failures.plain(args, kwargs, leaves)
             try:
-                return call(*args, **kwargs) if plain is None else call(*plain[0], **plain[1])
+                result = call(*args, **kwargs) if plain is None else call(*plain[0], **plain[1])
+                end()
+                return result
             except BackendCompilerFailed as error:
                 if isinstance(error.inner_exception, OptionError):
                     raise error.inner_exception from None

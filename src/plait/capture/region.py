@@ -15,6 +15,7 @@ import torch._functorch.config
 from torch import Tensor
 
 from plait.capture.again import Again
+from plait.capture.idle import note_run
 
 
 class Region:
@@ -25,6 +26,7 @@ class Region:
         self.again = again
 
     def __call__(self, *inputs: Any) -> Any:
+        note_run()
         if not torch.is_grad_enabled() or not any(isinstance(item, Tensor) and item.requires_grad for item in inputs):
             return self.compiled(*inputs)
         if any(isinstance(inputs[number], Tensor) and inputs[number].requires_grad for number in self.again.mutated):

@@ -17,6 +17,7 @@ from torch._guards import TracingContext
 from torch.fx import GraphModule, Node
 
 from plait.capture.again import Again
+from plait.capture.idle import note_run
 from plait.capture.partition import Halves, copy_graph
 from plait.passes.edit import is_tensor, results_of
 
@@ -48,6 +49,7 @@ class Step:
             self.undo_autocast = torch._C._DisableAutocast
 
     def __call__(self, *inputs: Any) -> list[Any]:
+        note_run()
         results: Any = _Function.apply(self, *inputs)  # type: ignore[no-untyped-call]
         return list(results)
 
