@@ -142,7 +142,7 @@ class Keeper:
             entries = value(node.args[0])
             rows = most(entries.shape[0]) or 16.0 * (hint(val.shape[0]) or 1.0)
             row_bytes = num_bytes(entries) / max(rows, 1.0)
-            return self.costs.gather(row_bytes, hint(val.shape[0]) or 1.0) * rows
+            return self.costs.gather(row_bytes, hint(val.shape[0]) or 1.0) * rows + self.costs.stream(2.0 * num_bytes(val))
         if self.domains.is_edge(node):
             return 0.0  # a part of the propagation it ends in
         return self.costs.stream(2.0 * num_bytes(val))

@@ -95,7 +95,7 @@ def seconds_behind(found: Propagation, x: Node, sizes: Sizes, setting: Setting) 
     if not setting.is_training:
         return total
     if not setting.keeps_sums:
-        total += _gather_s(sizes.x, sizes.num_sources, sizes, setting)
+        total += _gather_s(sizes.x, sizes.num_sources, sizes, setting) + _rows_s(wide, sizes.num_rows, setting)
     factor_s = 0.0
     if _factor_wants_grad(found, setting) and (_needs_own_kernel(found, setting) or not setting.wants_grad(x)):
         factor_s = _gather_s(sizes.x, sizes.num_sources, sizes, setting)
