@@ -63,4 +63,4 @@ class Idle:
 def _kind_of(item: Any) -> Hashable:
     if isinstance(item, Tensor):
         return (type(item), tuple(item.shape), item.dtype, item.requires_grad)
-    return (type(item), item) if isinstance(item, int | float | str) else type(item)
+    return type(item), item if isinstance(item, int | float | str) else None
