@@ -139,7 +139,7 @@ def test_smaller_budgets_hold_less_and_give_the_same_numbers(name: str, counted_
     model, inputs = model_of(name), inputs_of(name)
     call, record = compiled(model, inputs)
     assert record.prediction is not None
-    want, most = step(call, inputs, model), record.prediction.peak_bytes
+    want, most, moved = step(call, inputs, model), record.prediction.peak_bytes, record.moved
     smallest = smallest_of(model, inputs)
     assert smallest < most
 
@@ -147,7 +147,8 @@ def test_smaller_budgets_hold_less_and_give_the_same_numbers(name: str, counted_
         call, record = compiled(model, inputs, bytes_held)
         assert record.prediction is not None
         assert record.prediction.peak_bytes <= bytes_held
-        assert bool(record.dropped) == (bytes_held < most)
+        is_another_plan = bool(record.dropped) or record.moved != moved  # another order of products may hold less, too
+        assert is_another_plan == (bytes_held < most)
         assert counted_peak(call, model, inputs) == pytest.approx(record.prediction.peak_bytes, rel=0.15)
         for got, expected in zip(step(call, inputs, model), want, strict=True):
             assert_same_numbers(got, expected)
