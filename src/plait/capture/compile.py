@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from plait import memory
 from plait.capture.backend import plait_backend
-from plait.capture.idle import Idle
+from plait.capture.idle import Idle, num_runs
 from plait.capture.record import Record, new_record
 from plait.config import Options, environment
 from plait.errors import OptionError, first_line
@@ -61,12 +61,12 @@ def _guarded(model: Callable[..., Any], compiled: Callable[..., Any], options: O
         if leaves in idle:
             return model(*args, **kwargs)
         failures.note_sparse(leaves)
-        end = idle.watch(leaves)
+        before = num_runs()
         with failures.watched():
             plain = failures.plain(args, kwargs, leaves)
             try:
                 result = call(*args, **kwargs) if plain is None else call(*plain[0], **plain[1])
-                end()
+                idle.note_call(leaves, before)
                 return result
             except BackendCompilerFailed as error:
                 if isinstance(error.inner_exception, OptionError):

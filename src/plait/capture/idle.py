@@ -32,6 +32,11 @@ def note_run() -> None:
     _RUNS.count += 1
 
 
+def num_runs() -> int:
+    """How many compiled graphs this thread has run so far."""
+    return _RUNS.count
+
+
 class Idle:
     """How often calls of each kind have run nothing of plait, for one model."""
 
@@ -43,17 +48,13 @@ class Idle:
         """Whether nothing runs in a call with these values in its arguments."""
         return bool(self.counts) and self.counts.get(self._kind(leaves), 0) >= _ENOUGH
 
-    def watch(self, leaves: Sequence[Any]) -> Callable[[], None]:
-        """To be called before a call of the compiled model; what it returns, behind it."""
-        before = _RUNS.count
-
-        def end() -> None:
-            if _RUNS.count == before:
-                kind = self._kind(leaves)
-                if kind in self.counts or len(self.counts) < _MOST:
-                    self.counts[kind] = self.counts.get(kind, 0) + 1
-
-        return end
+    def note_call(self, leaves: Sequence[Any], runs_before: int) -> None:
+        """Says that the compiled model was called, and what `num_runs` was before."""
+        if _RUNS.count != runs_before:
+            return
+        kind = self._kind(leaves)
+        if kind in self.counts or len(self.counts) < _MOST:
+            self.counts[kind] = self.counts.get(kind, 0) + 1
 
     def _kind(self, leaves: Sequence[Any]) -> Hashable:
         training = getattr(self.model, "training", None)
