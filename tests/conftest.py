@@ -10,6 +10,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+# Two processes of two threads on two cores: a thread that spins while it waits for another one takes the core that one needs.
+# Read when torch loads OpenMP, therefore before it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -177,6 +177,28 @@ def test_reason_of_what_runs_unfused_is_recorded(name: str, operator: str) -> No
     assert any(operator in line and "unfused" in line for record in records for line in record.notes)
 
 
+@pytest.mark.usefixtures("lenient")
+def test_memory_that_is_freed_on_the_way_is_read_before() -> None:
+    """As reversible layers free their inputs; a kernel behind that read what was no longer there."""
+
+    def layer(x: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+        left, right = x.chunk(2, -1)
+        sums = row_sum(left[src], dst, x.shape[0])
+        out = right + sums * row_sum(sums[src], dst, x.shape[0])
+        x.untyped_storage().resize_(0)
+        return out
+
+    x, src, dst = torch.randn(3, 2), torch.tensor([0, 2]), torch.tensor([1, 1])
+    want = layer(x.clone(), src, dst)
+
+    given = x.clone()
+    found = warnings_of(lambda: torch.testing.assert_close(compiled(layer)(given, src, dst), want))
+
+    assert given.untyped_storage().nbytes() == 0
+    assert len(found) == 1
+    assert "the graph runs as it was captured" in found[0]
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 

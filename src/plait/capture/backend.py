@@ -20,7 +20,7 @@ from plait.capture.record import Record, new_record
 from plait.capture.region import Region
 from plait.capture.run_passes import run_forward_passes, run_joint_passes
 from plait.capture.step import step_of
-from plait.capture.trace import detach_no_grad, forward_graph, mark_dropout, specialize_floats
+from plait.capture.trace import check_memory, detach_no_grad, forward_graph, mark_dropout, specialize_floats
 from plait.capture.worth import Work, is_worthwhile
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError, first_line
@@ -107,6 +107,7 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
     halves: list[Halves] = []
 
     def inference(graph: GraphModule, _: Any) -> Callback:
+        check_memory(graph.graph)
         captured = Work.of_captured(graph.graph)
         run_joint_passes(graph, set(graph.graph.nodes), record)
         assembled = assemble(graph, "inference", record, num_returned=EVERY_OUTPUT)
@@ -114,6 +115,7 @@ def _aot(gm: GraphModule, example_inputs: Sequence[Any], again: Again, record: R
         return boxed(assembled, None)
 
     def cut(joint: GraphModule, inputs: Any, *, num_fwd_outputs: int, **kwargs: Any) -> tuple[GraphModule, GraphModule]:
+        check_memory(joint.graph)
         captured = Work.of_captured(joint.graph)
         run_joint_passes(joint, forward_nodes(joint.graph, num_fwd_outputs), record)
         whole = Joint(joint, inputs, num_fwd_outputs, kwargs)

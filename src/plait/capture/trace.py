@@ -14,7 +14,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._dynamo.symbolic_convert import TensorifyState
 from torch._guards import TracingContext, detect_fake_mode
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import PropagateUnbackedSymInts
 from torch.fx.traceback import preserve_node_meta
@@ -163,7 +163,24 @@ def forward_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule
     interpreter = PropagateUnbackedSymInts(gm)
     run: Callable[..., Any] = torch.func.functionalize(lambda *inputs: interpreter.run(*inputs), remove="mutations")
     with torch.no_grad(), mode, enable_python_dispatcher(), preserve_node_meta():
-        return make_fx(run, tracing_mode="real", decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
+        traced = make_fx(run, tracing_mode="real", decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
+    check_memory(traced.graph)
+    return traced
+
+
+_CHANGES_OF_MEMORY = ("inductor::resize_storage_bytes_", "aten::resize_", "aten::set_")
+
+
+def check_memory(graph: Graph) -> None:
+    """Raise UnsupportedError where a call frees a tensor's memory or swaps it, as reversible layers do with their inputs.
+
+    Nothing that reads the tensor may be moved past such a call. Writes to values are no concern: by now they are copies at the
+    end, or go to what nothing else reads (the running statistics of a norm).
+    """
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.name in _CHANGES_OF_MEMORY:
+            raise UnsupportedError(f"{node.target} changes a tensor's memory, and nothing may be moved past it")
 
 
 def specialize_widths(fakes: Sequence[Any]) -> None:
