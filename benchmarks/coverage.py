@@ -16,7 +16,9 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import pathlib
+import resource
 import signal
 import subprocess
 import time
@@ -72,6 +74,9 @@ def main() -> None:
     parser.add_argument("--markdown", type=pathlib.Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    # what takes more fails, and is said to, where the system would end the whole run
+    most = int(0.9 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     store = load(arguments.store)
     names = chosen(arguments)
@@ -95,7 +100,7 @@ def main() -> None:
 
 def is_done(row: Row, stages: list[str]) -> bool:
     done = {"check": row.is_right is not None, "time": bool(row.times_ms)}
-    return bool(row.error) or all(done[stage] for stage in stages)
+    return bool(row.error or row.eager_error) or all(done[stage] for stage in stages)
 
 
 def examine(row: Row, arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import logging
 import os
@@ -28,7 +29,7 @@ from plait.tools import generate
 
 log = logging.getLogger(__name__)
 GRAPHS_LEAST = 1000
-_STEPS_S = 1.5  # of timed steps per case, about
+_STEPS_S = 3.0  # of timed steps per case, about
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Row:
     is_right: bool | None = None
     wrong: list[str] = field(default_factory=list)
     error: str = ""
+    eager_error: str = ""  # why the case cannot run here, compiled or not
     num_captures: int = 0
     breaks: list[str] = field(default_factory=list)
     num_programs: int = 0
@@ -164,10 +166,14 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def check(row: Row, case: Case, width: int) -> None:
-    step = Step.make(case, small_graph(width), all_inputs=True)
-    model = step.call.model
-    start = copy.deepcopy(model)
-    want = step(model, model)
+    try:
+        step = Step.make(case, small_graph(width), all_inputs=True)
+        model = step.call.model
+        start = copy.deepcopy(model)
+        want = step(model, model)
+    except ImportError as error:  # a package that is not here
+        row.eager_error = f"{type(error).__name__}: {error}"
+        return
     spare = copy.deepcopy(start)
     counters = torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
@@ -279,16 +285,21 @@ def take_times(row: Row, case: Case, graph: Graph, names: list[str]) -> None:
     """Times in turns; then, since a dispatch mode may change how a compiled function runs, the tensors that are made."""
     step = Step.make(case, graph, all_inputs=False)
     runs = warmed(row, step, names)
+    if not runs:
+        return
     once = {name: _timed(step, run) for name, run in runs.items()}
-    rounds = max(3, min(15, int(_STEPS_S / (2 * sum(once.values())))))
+    rounds = max(3, min(45, int(_STEPS_S / (2 * sum(once.values())))))
     times: dict[str, list[float]] = {name: [] for name in runs}
+    order = collections.deque(runs)
     for _ in range(rounds):
-        for name, run in runs.items():
-            _timed(step, run)  # not counted: it finds in the caches what another engine has left there
-            times[name].append(_timed(step, run))
+        for name in order:
+            _timed(step, runs[name])  # not counted: it finds in the caches what another engine has left there
+            times[name].append(_timed(step, runs[name]))
+        order.rotate(1)  # whoever comes first has no advantage of it
     row.times_ms |= {name: 1e3 * statistics.median(items) for name, items in times.items()}
     counts = edge_counts(graph)
-    row.eager_columns = columns_of(step, runs["eager"], counts)
+    if "eager" in runs:
+        row.eager_columns = columns_of(step, runs["eager"], counts)
     if "plait" in runs:
         row.plait_columns = columns_of(step, runs["plait"], counts)
 

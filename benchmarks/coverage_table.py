@@ -22,7 +22,7 @@ def as_markdown(rows: list[Row]) -> str:
     ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
-        right = {True: "yes", False: "**no**", None: "?"}[row.is_right]
+        right = {True: "yes", False: "**no**", None: "cannot run" if row.eager_error else "?"}[row.is_right]
         cells = (
             row.name.partition("/")[2],
             right,
@@ -52,7 +52,8 @@ def _ratio(row: Row, other: str) -> str:
 def _remarks(row: Row) -> str:
     said = [
         *row.wrong,
-        *([row.error] if row.error else []),
+        *([row.error] if row.error and not row.eager_error else []),
+        *([f"eager: {row.eager_error}"] if row.eager_error else []),
         *(f"break: {item}" for item in dict.fromkeys(row.breaks)),
         *row.reasons,
     ]
@@ -63,6 +64,7 @@ def _remarks(row: Row) -> str:
 
 def summary(rows: list[Row]) -> str:
     lines = []
+    rows = [row for row in rows if not row.eager_error]
     right = [row for row in rows if row.is_right]
     lines.append(f"{len(right)} of {len(rows)} right")
     seen = [row for row in rows if row.plait_columns is not None]

@@ -133,6 +133,12 @@ class Equivariant(nn.Module):
         return self.update(torch.cat([x, torch.zeros_like(x).index_add(0, dst, message)], -1)), moved
 
 
+def several_reductions(width: int) -> nn.Module:
+    """PNA with four reductions and three scalers, for graphs of about 50 edges per node."""
+    scalers = ["identity", "amplification", "attenuation"]
+    return pyg.PNAConv(width, width, ["mean", "min", "max", "std"], scalers, torch.bincount(torch.full((1000,), 50)))
+
+
 # layer by width, and what it reads beside x and edge_index: nothing, or [E or N, columns]
 LAYERS: dict[str, tuple[Callable[[int], nn.Module], str | None, int]] = {
     "EdgeConv_mean": (lambda w: pyg.EdgeConv(mlp(2 * w, w, w), aggr="mean"), None, 0),
@@ -140,6 +146,7 @@ LAYERS: dict[str, tuple[Callable[[int], nn.Module], str | None, int]] = {
     "CGConv": (lambda w: pyg.CGConv(w, 16), "edges", 16),
     "SchNet": (Filter, "edges", 1),
     "EGNN": (Equivariant, "nodes", 3),
+    "PNA": (several_reductions, None, 0),
 }
 
 

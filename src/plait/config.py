@@ -69,7 +69,7 @@ class Environment:
     PLAIT_CACHE_DIR=dir      built kernels (default: $XDG_CACHE_HOME/plait, else ~/.cache/plait)
     PLAIT_CACHE_BYTES=n      bound of that directory (default 256 MiB)
     PLAIT_GRAPH_BYTES=n      bound of the structure kept between steps, in memory (default 1 GiB; the newest graph always stays)
-    PLAIT_POOL_BYTES=n       bound of the idle buffers kept for reuse (default 1 GiB)
+    PLAIT_POOL_BYTES=n       bound of the idle buffers kept for reuse (default 1 GiB); 0: all tensors are PyTorch's own
     PLAIT_CXX=path           C++ compiler (default: $CXX, g++, clang++)
     PLAIT_DYNAMO_FLAGS=0     leave torch._dynamo.config alone when the backend is loaded
     """

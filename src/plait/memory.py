@@ -2,7 +2,8 @@
 
 `empty` gives a tensor over a block of a process-wide pool. The tensor's storage holds the only reference to a lease on the
 block; when the storage dies, and not before, the lease dies with it and the block is idle again. A tensor the user keeps, or a
-view of one, or a NumPy array over one, is therefore never overwritten.
+view of one, or a NumPy array over one, is therefore never overwritten. Such a storage cannot be resized. With a bound of 0 there is
+no pool, and all tensors are PyTorch's own.
 """
 
 from __future__ import annotations
@@ -128,9 +129,11 @@ class BufferPool:
         self._returned.append(lease.block)
 
     def _take(self, size: int) -> _Block | None:
-        """An idle block of this size, or a fresh one; None if the system has no memory left."""
+        """An idle block of this size, or a fresh one; None without a pool, or if the system has no memory left."""
         with self._lock:
             self._collect()
+            if not self._limit:
+                return None
             waiting = self._classes.get(size)
             if waiting:
                 serial = waiting.pop()

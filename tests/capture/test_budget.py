@@ -22,6 +22,7 @@ from plait.errors import MemoryBudgetError, OptionError
 from tests.awkward import random_graph
 from tests.capture.compiled import captures, kept_bytes
 from tests.check import assert_same_numbers
+from tests.thorough import cases
 
 NUM_NODES, WIDTH = 3000, 32
 GRAPH = random_graph(NUM_NODES, 20_000, 3)
@@ -134,7 +135,7 @@ def test_a_plan_holds_what_was_predicted(name: str, counted_peak: Callable[..., 
     assert counted_peak(call, model, inputs) == pytest.approx(record.prediction.peak_bytes, rel=0.15)
 
 
-@pytest.mark.parametrize("name", REDUCIBLE)
+@pytest.mark.parametrize("name", cases(REDUCIBLE, later=["gcn", "sage"]))
 def test_smaller_budgets_hold_less_and_give_the_same_numbers(name: str, counted_peak: Callable[..., int]) -> None:
     model, inputs = model_of(name), inputs_of(name)
     call, record = compiled(model, inputs)

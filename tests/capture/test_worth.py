@@ -81,7 +81,9 @@ def test_edges_are_fused_whatever_their_number() -> None:
 
 # in training there are two groups to compile, and half a minute for them
 @pytest.mark.parametrize("is_training", cases([False, True], later=[True]))
-def test_who_asks_for_inductor_gets_it(is_training: bool) -> None:
+def test_who_asks_for_inductor_gets_it(is_training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # compiled once for all kernels to come, which takes longer than compiling this one without
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
     model, x = mlp(), numbers(600, 8)
     with torch.set_grad_enabled(is_training):
         out, records = run(model, x, rest="inductor")
