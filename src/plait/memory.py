@@ -2,8 +2,8 @@
 
 `empty` gives a tensor over a block of a process-wide pool. The tensor's storage holds the only reference to a lease on the
 block; when the storage dies, and not before, the lease dies with it and the block is idle again. A tensor the user keeps, or a
-view of one, or a NumPy array over one, is therefore never overwritten. Such a storage cannot be resized. With a bound of 0 there
-is no pool, and all tensors are PyTorch's own.
+view of one, or a NumPy array over one, is therefore never overwritten. Such a storage cannot be resized. With a bound of 0
+there is no pool, and all tensors are PyTorch's own.
 """
 
 from __future__ import annotations
