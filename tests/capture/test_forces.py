@@ -112,7 +112,10 @@ WAYS: dict[str, Callable[[nn.Module], Callable[..., tuple[Tensor, Tensor]]]] = {
 FORCE_FIELDS = [(make, way) for make in (Energy, GivenEdges) for way in WAYS]
 
 
-@pytest.mark.parametrize(("make", "way"), cases(FORCE_FIELDS, later=[(GivenEdges, "torch.compile"), (GivenEdges, "dynamic")]))
+LATER = [(Energy, "torch.compile"), (GivenEdges, "torch.compile"), (GivenEdges, "dynamic")]
+
+
+@pytest.mark.parametrize(("make", "way"), cases(FORCE_FIELDS, LATER))
 def test_force_field_trains_as_in_eager(make: type[nn.Module], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAIT_STRICT", "0")
     want = trained(lambda: ForceField(make()), lambda model: model)

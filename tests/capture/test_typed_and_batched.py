@@ -16,6 +16,7 @@ from torch_geometric.utils import trim_to_layer
 
 from tests.capture.compiled import captures, compiled
 from tests.check import assert_matches_eager, assert_same_numbers
+from tests.thorough import cases
 
 C = 8
 KINDS = (("a", "to", "b"), ("b", "back", "a"), ("a", "near", "a"))
@@ -61,7 +62,7 @@ TYPED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", TYPED)
+@pytest.mark.parametrize("name", cases(TYPED, later=["HGTConv"]))
 def test_a_typed_graph_is_right_and_captured_once(name: str) -> None:
     torch.manual_seed(0)
     model = TYPED[name]()

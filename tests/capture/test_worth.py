@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.compile_fx
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.fx import GraphModule
 
 import plait
 from plait.capture.record import Record
@@ -79,15 +81,25 @@ def test_edges_are_fused_whatever_their_number() -> None:
     assert num_programs(records, "forward") == 1
 
 
-# in training there are two groups to compile, and half a minute for them
-@pytest.mark.parametrize("is_training", cases([False, True], later=[True]))
-def test_who_asks_for_inductor_gets_it(is_training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # compiled once for all kernels to come, which takes longer than compiling this one without
-    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)
+WITH_INDUCTOR = [(is_training, is_real) for is_training in (False, True) for is_real in (False, True)]
+
+
+# its first kernel takes Inductor 20 seconds: otherwise something stands for its compiler that runs the graph as it is
+@pytest.mark.parametrize(("is_training", "is_real"), cases(WITH_INDUCTOR, later=[(False, True), (True, True)]))
+def test_who_asks_for_inductor_gets_it(is_training: bool, is_real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_group = torch._inductor.compile_fx.compile_fx_inner
+    groups = []
+
+    def compile_noted(group: GraphModule, inputs: Sequence[object]) -> Callable[[list[object]], Sequence[object]]:
+        groups.append(group)
+        return compile_group(group, inputs) if is_real else lambda given: group(*given)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", compile_noted)
     model, x = mlp(), numbers(600, 8)
     with torch.set_grad_enabled(is_training):
         out, records = run(model, x, rest="inductor")
 
+    assert len(groups) == 1 + is_training
     assert_same_numbers(out.detach(), model(x).detach())
     assert [note for record in records for note in record.notes if note == HANDED_BACK] == []
 

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 import plait
 from plait.tools import cli
-from plait.tools.explain_drawing import MAX_ROWS
 from plait.tools.explain_page import to_html
 
 N, E, F = 40, 400, 8
@@ -176,9 +175,11 @@ def test_a_page_without_the_eager_side() -> None:
     assert "before" not in found.ids
 
 
-def test_a_long_run_is_cut_and_says_so() -> None:
+def test_a_long_run_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.tools.explain_drawing.MAX_ROWS", 7)
+
     def long(x: Tensor) -> Tensor:
-        for _ in range(MAX_ROWS + 5):
+        for _ in range(7 + 5):
             x = x + 1
         return x
 
