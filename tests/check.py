@@ -134,10 +134,11 @@ def training_step(
     return Numbers(detached, copied, buffers)
 
 
-def assert_same_step(got: Numbers, want: Numbers, dtype: torch.dtype | None = None) -> None:
+def assert_same_step(got: Numbers, want: Numbers, dtype: torch.dtype | None = None, *, magnitude: float = 0.0) -> None:
+    """magnitude: at least this is the size of the terms that the outputs add up."""
     assert list(got.outputs) == list(want.outputs), f"expected outputs {list(want.outputs)}, got {list(got.outputs)}"
     for name, value in want.outputs.items():
-        assert_same_numbers(got.outputs[name], value, dtype, name=name)
+        assert_same_numbers(got.outputs[name], value, dtype, name=name, magnitude=magnitude)
     for name, value in want.buffers.items():
         assert_same_numbers(got.buffers[name], value, dtype, name=name)
     assert got.gradients.keys() == want.gradients.keys(), (

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from plait.passes.identities import copy_where_needed
 from plait.passes.reorganise import move_behind_sums, move_narrow_work, move_products
 from plait.passes.reorganise.separate import Separation
 from tests.passes.tracing import E, N, assert_same_law, canonical, ends, rewritten
@@ -136,6 +137,8 @@ def inputs_for(seed: int) -> tuple[Tensor, ...]:
 
 
 @given(st.integers(0, 10_000))
+@example(255)  # views of what was expanded and cannot be viewed
+@example(7472)  # an output that is 0 in eager
 @example(3093)  # halves subtracted until nothing is left: a gradient that is 0 in eager, and 1e-17 in another order
 def test_laws_keep_numbers_and_gradients(seed: int) -> None:
     weights: list[Tensor] = []
@@ -143,6 +146,8 @@ def test_laws_keep_numbers_and_gradients(seed: int) -> None:
     program(seed, weights, is_first=True)(*inputs)
     function = program(seed, weights, is_first=False)
     graph_module, _ = rewritten(LAWS, function, *inputs, *weights)
+    copy_where_needed(graph_module.graph)  # as the pipeline does behind these passes
+    graph_module.recompile()
 
     assert_same_law(graph_module, function, (*inputs, *weights))
 
