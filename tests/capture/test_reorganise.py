@@ -34,7 +34,10 @@ def test_products_run_on_nodes_and_numbers_match_eager(name: str) -> None:
         assert num_products_left(records[0].notes, direction) == 0
 
 
-@pytest.mark.parametrize("name", ["naive_gat_einsum", "message_mlp_mean"])
+IN_DOUBLE = ["naive_gat_einsum", "message_mlp_mean", "gated", "aggregators"]
+
+
+@pytest.mark.parametrize("name", cases(IN_DOUBLE, later=["gated", "aggregators"]))
 def test_numbers_match_eager_in_float64(name: str) -> None:
     for graph in ("random", "huge_in_degree", "repeated_edges"):
         model, inputs = in_double(ON_EDGES[name].model(), ON_EDGES[name].make_inputs(AWKWARD[graph], 0))

@@ -47,7 +47,10 @@ def test_layer_matches_eager_and_leaves_nothing_per_edge(name: str) -> None:
     assert wide == [] or name in PER_EDGE or all(out.value.type.numel <= 3 for out in wide)
 
 
-@pytest.mark.parametrize("name", ["EdgeConv_mlp_max", "NormedMessages"])
+IN_DOUBLE = ["EdgeConv_mlp_max", "ContinuousFilter", "NormedMessages"]
+
+
+@pytest.mark.parametrize("name", cases(IN_DOUBLE, later=["ContinuousFilter"]))
 def test_layer_matches_eager_in_float64(name: str) -> None:
     assert_matches_on(EDGE_MLPS[name], {"random": AWKWARD["random"], "hub": AWKWARD["huge_in_degree"]}, double=True)
 
