@@ -72,6 +72,34 @@ def test_nothing_is_concluded_from_sizes_that_change() -> None:
     assert num_programs(records, "forward") == 1
 
 
+def dense(x: Tensor, place: Tensor) -> Tensor:
+    out = x.new_zeros(int(place.max()) + 1, x.shape[1])
+    out[place] = x  # overwrites, which no program does
+    return out
+
+
+def test_sizes_that_change_and_no_program_are_left_to_pytorch() -> None:
+    x, place = numbers(6, 16).requires_grad_(), torch.tensor([0, 8, 2, 3, 7, 5])
+    with captures() as records:
+        out = compiled(dense)(x, place)
+
+    assert HANDED_BACK in records[-1].notes
+    assert_same_numbers(out.detach(), dense(x, place).detach())
+
+
+def test_a_sort_that_runs_once_per_graph_pays_without_a_program() -> None:
+    def in_order(x: Tensor, place: Tensor) -> Tensor:
+        return x[place.sort()[1]]
+
+    x, place = numbers(6, 16), torch.tensor([0, 8, 2, 3, 7, 5])
+    with captures() as records:
+        out = compiled(in_order)(x, place)
+
+    assert num_programs(records, "inference") == 0
+    assert HANDED_BACK not in records[-1].notes
+    assert_same_numbers(out, in_order(x, place))
+
+
 def test_edges_are_fused_whatever_their_number() -> None:
     def layer(x: Tensor, src: Tensor, dst: Tensor) -> Tensor:
         return torch.zeros_like(x).index_add(0, dst, x[src])

@@ -30,7 +30,7 @@ _SORTING = 30  # a sort, in passes over its data
 _MARGIN = 0.8  # what is predicted to take more than this of the time may as well take longer
 # glibc maps larger blocks anew each time: half of the time to write one is page faults. Ours come from a pool.
 _MAPPED_BYTES = 32 << 20
-_SORTS = (aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable)
+_SORTS = (aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable, aten._unique2.default)
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,16 @@ def is_worthwhile(captured: Work, halves: Sequence[Graph], record: Record) -> bo
     """Whether the assembled halves are predicted to take less time than the work of the captured graph.
 
     They are taken to if rows of one domain meet those of another in a kernel, which saves the most, and nobody would want to
-    predict; if a pass moved work; and if sizes are not known, or the user asks for more than the usual.
+    predict; if a pass moved work; or if the user asks for more than the usual. Where sizes are not known, any program is
+    taken to pay, and so is a sort that runs once per graph; nothing else is.
     """
     if record.moved or record.dropped or record.options.rest != "eager" or record.options.memory_budget is not None:
         return True
     programs = [launch.program for launches in record.launches.values() for launch in launches]
-    if any(program.reads_maps() for program in programs) or not all(map(_has_known_sizes, halves)):
+    if any(program.reads_maps() for program in programs):
         return True
+    if not all(map(_has_known_sizes, halves)):
+        return bool(programs) or any(map(_sorts_once, halves))
     compiled = sum(Work.of(graph).seconds() for graph in halves)
     wrapper = _STEP_S if len(halves) > 1 else 0.0
     return compiled + wrapper < _MARGIN * captured.seconds()
@@ -77,6 +80,12 @@ def is_worthwhile(captured: Work, halves: Sequence[Graph], record: Record) -> bo
 def _has_known_sizes(graph: Graph) -> bool:
     tensors = [value(node) for node in graph.nodes if is_tensor(node)]
     return all(static(size) is not None for tensor in tensors for size in tensor.shape)
+
+
+def _sorts_once(half: Graph) -> bool:
+    """Whether the structure that was cut off from a graph holds a sort."""
+    structures = [node.target.module.graph for node in half.nodes if isinstance(node.target, StructureCall)]
+    return any(is_call(node, *_SORTS) for graph in structures for node in graph.nodes)
 
 
 def _is_free(node: Node) -> bool:
