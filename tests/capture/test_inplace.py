@@ -49,6 +49,25 @@ def test_rows_written_one_part_after_the_other_copy_nothing() -> None:
     assert num_writes(parts, X, INDEX.clamp(min=1)) == (3, 0)
 
 
+SCATTERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "scatter": lambda out, x, i: out.scatter(0, i, x),
+    "scatter, a number": lambda out, x, i: out.scatter(0, i, 2.0),
+    "scatter_add": lambda out, x, i: out.scatter_add(0, i, x),
+    "scatter_reduce": lambda out, x, i: out.scatter_reduce(0, i, x, "prod", include_self=False),
+    "index_add": lambda out, x, i: out.index_add(0, i[:, 0], x, alpha=2),
+    "index_reduce": lambda out, x, i: out.index_reduce(0, i[:, 0], x, "prod"),
+}
+
+
+@pytest.mark.parametrize("name", SCATTERS)
+def test_what_is_scattered_onto_a_fresh_tensor_goes_there(name: str) -> None:
+    index = INDEX[:, None].repeat(1, 3)
+    index[0] = torch.tensor([2, 0, 5])  # another row in every column, and one that is written twice
+
+    assert num_writes(lambda x, i: SCATTERS[name](torch.ones_like(x), x[:3], i), X, index) == (1, 0)
+    assert num_writes(lambda x, i: SCATTERS[name](x, x[:3], i), X, index) == (0, 1)
+
+
 COPIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "an input": lambda x, i: x.index_copy(0, i, x[i] * 2),
     "a view of an input": lambda x, i: x.view(-1, 3).index_copy(0, i, x[i] * 2),

@@ -30,9 +30,15 @@ from plait.passes.edit import (
 )
 
 WRITES: dict[Any, Any] = {
+    aten.index_add.default: aten.index_add_.default,
     aten.index_copy.default: aten.index_copy_.default,
     aten.index_fill.int_Scalar: aten.index_fill_.int_Scalar,
     aten.index_put.default: aten.index_put_.default,
+    aten.index_reduce.default: aten.index_reduce_.default,
+    aten.scatter.src: aten.scatter_.src,
+    aten.scatter.value: aten.scatter_.value,
+    aten.scatter_add.default: aten.scatter_add_.default,
+    aten.scatter_reduce.two: aten.scatter_reduce_.two,
     aten.slice_scatter.default: write_slice,
     aten.select_scatter.default: write_select,
 }
