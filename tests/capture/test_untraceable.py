@@ -82,6 +82,19 @@ def test_an_edge_index_of_pyg_is_fused() -> None:
     assert num_programs(found, "forward") == 1
 
 
+def test_an_edge_index_between_two_kinds_of_nodes_decides_the_rows_of_the_output() -> None:
+    torch.manual_seed(0)
+    model, x = pyg.GraphConv((C, C), C), features()
+    edge_index = EdgeIndex(torch.tensor([[0, 1, N - 1], [0, 0, 1]]), sparse_size=(N, 2))
+    run = plait.compile(model)
+
+    got, said = quietly(lambda: [run((x, None), edge_index), run((x, None), edge_index)][1])
+
+    assert got.shape == (2, C)
+    assert_same_numbers(got.detach(), model((x, None), edge_index).detach())
+    assert [line for line in said if "pass edge_index and size=" in line] == said[:1]
+
+
 class Asks(nn.Module):
     """What only an EdgeIndex can do."""
 

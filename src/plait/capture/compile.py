@@ -61,6 +61,9 @@ def _guarded(model: Callable[..., Any], compiled: Callable[..., Any], options: O
         if leaves in idle:
             return model(*args, **kwargs)
         failures.note_sparse(leaves)
+        if any(map(_has_two_sizes, leaves)):
+            failures.note_two_sizes()
+            return model(*args, **kwargs)
         before = num_runs()
         with failures.watched():
             plain = failures.plain(args, kwargs, leaves)
@@ -134,6 +137,10 @@ class _Failures(logging.Filter):
                 self._fall_back(f"an input is a {item.layout} tensor, which Dynamo does not trace; pass edge_index instead")
                 return
 
+    def note_two_sizes(self) -> None:
+        """As a tensor it would have lost them; as it is, Dynamo does not trace it."""
+        self._fall_back("an EdgeIndex says how many source and target nodes there are; pass edge_index and size=... instead")
+
     def _fall_back(self, reason: str) -> None:
         if self.record is None:
             self.record = new_record(self.options)
@@ -169,6 +176,14 @@ def _leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
 
 def _is_edge_index(item: Any) -> bool:
     return type(item).__name__ == "EdgeIndex" and hasattr(item, "as_tensor")
+
+
+def _has_two_sizes(item: Any) -> bool:
+    """Whether an `EdgeIndex` knows sizes that are not the same: layers take from it how many rows their output has."""
+    if not _is_edge_index(item):
+        return False
+    num_rows, num_columns = item.sparse_size()
+    return num_rows != num_columns
 
 
 def clear_cache() -> None:
