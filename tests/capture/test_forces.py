@@ -12,6 +12,7 @@ from torch_geometric.nn import SchNet
 
 import plait
 from tests.awkward import random_graph
+from tests.capture.compiled import captures
 from tests.check import assert_same_numbers
 from tests.edge_mlps import sum_over
 from tests.thorough import cases
@@ -126,3 +127,38 @@ def test_force_field_trains_as_in_eager(make: type[nn.Module], way: str, monkeyp
     assert len(got) == len(want)
     for number, (found, wanted) in enumerate(zip(got, want, strict=True)):
         assert_same_numbers(found, wanted, name=f"number {number}")
+
+
+class Descends(nn.Module):
+    """Steps down a gradient, as EquilibriumAggregation does: Dynamo breaks the graph at each, and is on meanwhile."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(x.shape, requires_grad=True)
+        with torch.enable_grad():
+            for _ in range(self.num_steps):
+                y = y - 0.1 * torch.autograd.grad(self.energy(x, y), y, create_graph=True)[0]
+        return y
+
+    def energy(self, x: Tensor, y: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return ((x @ x.T @ y).tanh() * self.scale).sum()
+
+
+def test_more_gradients_inside_of_a_model_are_no_more_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.capture.backend.is_worthwhile", lambda *_: True)
+    torch.manual_seed(0)
+    x, counts = torch.randn(8, 3), []
+    for num_steps in (2, 5):
+        model = Descends(num_steps)
+        torch._dynamo.reset()
+        with captures() as found:
+            got = plait.compile(model, dynamic=False)(x)
+        assert_same_numbers(got.detach(), model(x).detach())
+        counts.append(len(found))
+
+    assert counts[0] == counts[1] > 0

@@ -28,6 +28,8 @@ class Again:
         """The state of the generator, if the graph draws from it: to be asked for before the forward runs."""
         return torch.get_rng_state() if self._is_random else None
 
+    # else Dynamo, which is on where a model asks for gradients, compiles this too, and then what this asks for
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def gradient(self, inputs: Sequence[Any], grads: Sequence[Any], random_state: Tensor | None) -> list[Any]:
         """Gradients by input (None where there is none), with a graph behind them.
 

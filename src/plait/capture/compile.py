@@ -183,7 +183,7 @@ def _has_two_sizes(item: Any) -> bool:
     if not _is_edge_index(item):
         return False
     num_rows, num_columns = item.sparse_size()
-    return num_rows != num_columns
+    return bool(num_rows != num_columns)
 
 
 def clear_cache() -> None:
