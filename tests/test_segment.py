@@ -82,6 +82,22 @@ def test_gather_then_sum_is_the_degree_times_the_row(graph: RandomGraph, seed: i
     assert torch.equal(summed, degree.unsqueeze(1) * x)
 
 
+@pytest.mark.parametrize("entry", [3, -1])
+@pytest.mark.parametrize("reduce", ["gather", "sum", "max", "prod"])
+def test_an_entry_out_of_bounds_is_named(reduce: str, entry: int) -> None:
+    index, message = (
+        torch.tensor([0, 2, entry, 1]),
+        f"the index holds {entry} at position 2, out of bounds: it points into 3 rows",
+    )
+
+    def run() -> Tensor:
+        return gather(torch.ones(3, 2), index) if reduce == "gather" else segment_reduce(torch.ones(4), index, 3, reduce=reduce)
+
+    for kind in (IndexError, RuntimeError):  # torch's own, of a gather and of a scatter
+        with pytest.raises(kind, match=message):
+            run()
+
+
 def test_gather_takes_32_bit_indices() -> None:
     x = torch.randn(4, 2)
 

@@ -1,5 +1,7 @@
 """Every exception plait raises. One base; each also inherits the built-in that fits."""
 
+from __future__ import annotations
+
 
 class PlaitError(Exception):
     """Base of everything plait raises on purpose."""
@@ -17,8 +19,19 @@ class MemoryBudgetError(OptionError):
         self.smallest = smallest
 
 
-class IndexMapError(PlaitError, IndexError):
-    """An index map holds an entry outside the rows it points into."""
+class IndexMapError(PlaitError, IndexError, RuntimeError):
+    """An index map holds an entry outside the rows it points into. torch raises IndexError for a gather, RuntimeError for a
+    scatter."""
+
+    @classmethod
+    def outside(cls, what: str, entry: int, position: int, num_rows: int) -> IndexMapError:
+        """what: the map, in words."""
+        valid = f"0 to {num_rows - 1}" if num_rows > 0 else "none"
+        return cls(
+            f"index map: {what} holds {entry} at position {position}, out of bounds: it points into {num_rows} rows "
+            f"(valid: {valid})\n"
+            "  If ids start at 1, subtract 1; if rows are missing, pass their number (such as num_nodes)."
+        )
 
 
 class ShapeError(PlaitError, ValueError):

@@ -262,15 +262,6 @@ def _check_vectors(maps: Sequence[Tensor], length: int) -> None:
             )
 
 
-def _outside(index: Tensor, size: int, position: int, what: str) -> IndexMapError:
-    valid = f"0 to {size - 1}" if size > 0 else "none"
-    value = int(index[position])
-    return IndexMapError(
-        f"index map: {what} holds {value} at position {position}, but it points into {size} rows (valid: {valid})\n"
-        "  If ids start at 1, subtract 1; if rows are missing, pass their number (such as num_nodes)."
-    )
-
-
 def _index_dtype(others: Sequence[tuple[Tensor, int]]) -> torch.dtype:
     return torch.int32 if all(size < _INT32_END for _, size in others) else torch.int64
 
@@ -324,7 +315,7 @@ def _scan(index: Tensor, size: int, what: str) -> int:
         ascends = bool((index[1:] >= index[:-1]).all())
         found = int(outside[0]) if outside.numel() else _SORTED if ascends else _UNSORTED
     if found >= 0:
-        raise _outside(index, size, found, what)
+        raise IndexMapError.outside(what, int(index[found]), found, size)
     return found
 
 

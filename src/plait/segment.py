@@ -8,20 +8,26 @@ Legend: N coarse rows, E fine rows.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from plait.errors import IndexMapError
 
 REDUCTIONS = ("sum", "prod", "max", "min")
 _SCATTER_NAME = {"sum": "sum", "prod": "prod", "max": "amax", "min": "amin"}
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Coarse rows to fine rows: x [N, ...], index int [E] with entries in [0, N) -> [E, ...].
+    """Coarse rows to fine rows: x [N, ...], index int [E] with entries in [0, N) -> [E, ...]; else IndexMapError.
 
     >>> gather(torch.tensor([10.0, 20.0]), torch.tensor([1, 1, 0])).tolist()
     [20.0, 20.0, 10.0]
     """
-    return x.index_select(0, index)
+    with _named(index, x.shape[0]):
+        return x.index_select(0, index)
 
 
 def segment_reduce(
@@ -30,17 +36,31 @@ def segment_reduce(
     """Fine rows to coarse rows: values [E, ...], index int [E] with entries in [0, num_rows) -> [num_rows, ...].
 
     A row without entries gives `init`. Sums and products start from `init`; max and min see the entries only, and `init` as one
-    more of them if `include_init` is set. NaN wins in max and min.
+    more of them if `include_init` is set. NaN wins in max and min. Raises IndexMapError for other entries.
 
     >>> segment_reduce(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 2, 2]), 3, reduce="sum").tolist()
     [1.0, 0.0, 5.0]
     """
     out = values.new_full((num_rows, *values.shape[1:]), init)
-    if reduce == "sum":
-        return out.index_add(0, index, values)
-    expanded = index.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
-    include_self = include_init or reduce == "prod"
-    return out.scatter_reduce(0, expanded, values, _SCATTER_NAME[reduce], include_self=include_self)
+    with _named(index, num_rows):
+        if reduce == "sum":
+            return out.index_add(0, index, values)
+        expanded = index.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
+        include_self = include_init or reduce == "prod"
+        return out.scatter_reduce(0, expanded, values, _SCATTER_NAME[reduce], include_self=include_self)
+
+
+@contextlib.contextmanager
+def _named(index: Tensor, num_rows: int) -> Iterator[None]:
+    """torch's error about an entry out of bounds as one that says which: looked for only behind it."""
+    try:
+        yield
+    except (IndexError, RuntimeError):
+        outside = ((index < 0) | (index >= num_rows)).nonzero()
+        if outside.numel():
+            position = int(outside[0])
+            raise IndexMapError.outside("the index", int(index[position]), position, num_rows) from None
+        raise
 
 
 _MASK = 0xFFFFFFFF

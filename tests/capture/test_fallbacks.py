@@ -232,7 +232,9 @@ def test_index_out_of_range_is_named(end: str, entry: int) -> None:
     src = replaced(SRC, 3, entry) if end == "src" else SRC
     dst = replaced(DST, 3, entry) if end == "dst" else DST
 
-    with pytest.raises(IndexMapError, match=rf"holds {entry} at position 3, but it points into 5 rows \(valid: 0 to 4\)"):
+    with pytest.raises(
+        IndexMapError, match=rf"holds {entry} at position 3, out of bounds: it points into 5 rows \(valid: 0 to 4\)"
+    ):
         compiled(Selected())(X, src, dst)
 
 
@@ -242,7 +244,7 @@ def test_index_out_of_range_that_may_count_from_the_end(end: str, entry: int) ->
     src = replaced(SRC, 3, entry) if end == "src" else SRC
     dst = replaced(DST, 3, entry) if end == "dst" else DST
 
-    with pytest.raises(IndexError, match="at position 3, but it points into 5 rows"):
+    with pytest.raises(IndexError, match="at position 3, out of bounds: it points into 5 rows"):
         compiled(Indexed())(X, src, dst)
 
 
@@ -252,7 +254,7 @@ def test_negative_index_counts_from_the_end_where_torch_does() -> None:
 
 
 def test_too_few_rows_of_features_is_named() -> None:
-    with pytest.raises(IndexMapError, match="holds 4 at position 1, but it points into 3 rows"):
+    with pytest.raises(IndexMapError, match="holds 4 at position 1, out of bounds: it points into 3 rows"):
         compiled(Selected())(X.detach()[:3], SRC, DST.clamp(max=2))
 
 

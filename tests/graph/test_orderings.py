@@ -106,8 +106,8 @@ def test_an_entry_outside_is_named_with_its_position(engine: str, length: int, v
     rows[73] = value
     rows[80:] = value
     message = (
-        rf"^index map: the ordering map holds {value} at position 73, but it points into 10000 rows \(valid: 0 to 9999\)"
-        r"\n  If ids start at 1, subtract 1;"
+        rf"^index map: the ordering map holds {value} at position 73, out of bounds: it points into 10000 rows "
+        r"\(valid: 0 to 9999\)\n  If ids start at 1, subtract 1;"
     )
     with pytest.raises(IndexMapError, match=message):
         ordered(rows, 10_000, [], with_edge_id=False)
