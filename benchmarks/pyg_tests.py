@@ -144,7 +144,14 @@ def run_process(folder: pathlib.Path, engine: str, names: list[str], limit: int,
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pyg_tests_plugin", "-W", "ignore"]
     command += ["--import-mode=importlib", "--tb=short", "--rootdir", str(folder), "-o", "addopts=", *names]
     path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYG_TESTS_ENGINE": engine, "PYG_TESTS_RESULTS": str(results), "PYTHONPATH": path}
+    # sets of parameters come from sets, whose order would choose others with --most in every process
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "0",
+        "PYG_TESTS_ENGINE": engine,
+        "PYG_TESTS_RESULTS": str(results),
+        "PYTHONPATH": path,
+    }
 
     def lines() -> list[Result]:
         return [json.loads(line) for line in results.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -35,6 +35,10 @@ _LIBRARY.define("pairs(Tensor? rows, Tensor types, SymInt num_types) -> (Tensor,
 _LIBRARY.define("grouped_mm(Tensor x, Tensor? rows, Tensor weight, Tensor indptr, bool wrap=False) -> Tensor")
 _LIBRARY.define("grouped_total(Tensor x, Tensor? rows, Tensor y, Tensor indptr, bool wrap=False) -> Tensor")
 
+# of a matrix [R, K], for each of its R K entries in memory order: its row, its column
+_LIBRARY.define("matrix_rows(Tensor matrix) -> Tensor")
+_LIBRARY.define("matrix_columns(Tensor matrix) -> Tensor")
+
 
 def wrapped(index: Tensor, num_rows: int) -> Tensor:
     """Entries in [-num_rows, 0) made non-negative."""
@@ -86,6 +90,14 @@ def _grouped_total(x: Tensor, rows: Tensor | None, y: Tensor, indptr: Tensor, wr
     return grouped.grouped_total(x, wrapped(rows, x.shape[0]) if wrap and rows is not None else rows, y, indptr)
 
 
+def _matrix_rows(matrix: Tensor) -> Tensor:
+    return torch.arange(matrix.shape[0], device=matrix.device)[:, None].expand(matrix.shape).reshape(-1)
+
+
+def _matrix_columns(matrix: Tensor) -> Tensor:
+    return torch.arange(matrix.shape[1], device=matrix.device).expand(matrix.shape).reshape(-1)
+
+
 _KERNELS: dict[str, Callable[..., Any]] = {
     "gather": _gather,
     "segment_reduce": _segment_reduce,
@@ -96,6 +108,8 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "pairs": grouped.pairs,
     "grouped_mm": _grouped_mm,
     "grouped_total": _grouped_total,
+    "matrix_rows": _matrix_rows,
+    "matrix_columns": _matrix_columns,
 }
 for _name, _kernel in _KERNELS.items():
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
@@ -148,6 +162,10 @@ def _fake_grouped_total(x: Tensor, rows: Tensor | None, y: Tensor, indptr: Tenso
     return x.new_empty((indptr.shape[0] - 1, x.shape[1], y.shape[1]))
 
 
+def _fake_entries(matrix: Tensor) -> Tensor:
+    return matrix.new_empty(matrix.numel(), dtype=torch.int64)
+
+
 torch.library.register_fake("plait::gather", _fake_gather, lib=_LIBRARY)
 torch.library.register_fake("plait::segment_reduce", _fake_segment_reduce, lib=_LIBRARY)
 torch.library.register_fake("plait::take", _fake_gather, lib=_LIBRARY)
@@ -157,6 +175,8 @@ torch.library.register_fake("plait::dropout", _fake_dropout, lib=_LIBRARY)
 torch.library.register_fake("plait::pairs", _fake_pairs, lib=_LIBRARY)
 torch.library.register_fake("plait::grouped_mm", _fake_grouped_mm, lib=_LIBRARY)
 torch.library.register_fake("plait::grouped_total", _fake_grouped_total, lib=_LIBRARY)
+torch.library.register_fake("plait::matrix_rows", _fake_entries, lib=_LIBRARY)
+torch.library.register_fake("plait::matrix_columns", _fake_entries, lib=_LIBRARY)
 
 gather = torch.ops.plait.gather.default
 segment_reduce = torch.ops.plait.segment_reduce.default
@@ -167,6 +187,8 @@ dropout = torch.ops.plait.dropout.default
 pairs = torch.ops.plait.pairs.default
 grouped_mm = torch.ops.plait.grouped_mm.default
 grouped_total = torch.ops.plait.grouped_total.default
+matrix_rows = torch.ops.plait.matrix_rows.default
+matrix_columns = torch.ops.plait.matrix_columns.default
 
 
 def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -253,6 +253,14 @@ def test_negative_index_counts_from_the_end_where_torch_does() -> None:
     assert_matches_eager(Indexed(), X, SRC - 5, DST - 5, compile=compiled)
 
 
+def test_negative_indices_count_from_the_end_where_a_kernel_reads_values_of_the_graph_alone() -> None:
+    def normalised(x: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+        weight = (src * dst).to(x.dtype).sin()  # per edge, the same in every step
+        return torch.zeros_like(x).index_add(0, dst, x[src] * weight.unsqueeze(1))
+
+    assert_matches_eager(normalised, X, SRC - 5, DST, compile=compiled, num_steps=2)
+
+
 def test_too_few_rows_of_features_is_named() -> None:
     with pytest.raises(IndexMapError, match="holds 4 at position 1, out of bounds: it points into 3 rows"):
         compiled(Selected())(X.detach()[:3], SRC, DST.clamp(max=2))

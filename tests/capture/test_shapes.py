@@ -180,3 +180,18 @@ def test_a_view_of_what_lies_otherwise_in_memory_copies() -> None:
     x, index = numbers(12, 2).requires_grad_(), torch.tensor([0, 3, 3, 11])
     fixed = functools.partial(torch.compile, backend="plait", dynamic=False)
     assert_matches_eager(padded, x, mask, index, compile=fixed, num_steps=2)
+
+
+def test_a_linear_layer_over_several_axes_of_rows_takes_all_sizes() -> None:
+    linear = nn.Linear(4, 3)
+
+    def heads(x: Tensor, edge_index: Tensor) -> Tensor:
+        return torch.zeros(x.shape[0], 2, 3).index_add(0, edge_index[1], linear(x[edge_index[0]]))
+
+    with captures() as records:
+        run = compiled(heads)
+        for num_nodes in (9, 20, 31):
+            x, edge_index = torch.randn(num_nodes, 2, 4, requires_grad=True), torch.randint(num_nodes, (2, 3 * num_nodes))
+            assert_same_numbers(run(x, edge_index).detach(), heads(x, edge_index).detach())
+
+    assert len(records) == 1

@@ -174,7 +174,7 @@ def test_fills_are_known_in_all_their_spellings() -> None:
 LEFT: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], str]] = {
     "two indices": (lambda x, i: x[i, i % C], (X, SRC), "the index is not one int vector over the rows"),
     "a mask": (lambda x, i: x[x[:, 0] > 0], (X, SRC), "the index is not one int vector over the rows"),
-    "a matrix of indices": (lambda x, i: x[i.view(1, -1)], (X, SRC), "the index is not one int vector over the rows"),
+    "several indices": (lambda x, i: x[i, i % 2], (X, SRC), "the index is not one int vector over the rows"),
     "an index per column": (
         lambda x, i: x.gather(0, torch.stack([i, i.flip(0), i], 1)),
         (X, SRC),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,33 +74,42 @@ class Launch:
         tensors: Sequence[Tensor],
     ) -> Found:
         """What the kernel reads the edges by, found by the content of the maps; built if they are new."""
-        edges = [tensors[slot] for slot in self.edge_slots]
-        # values of the graph alone (a normalisation) are sorted once, and then read as they come
-        in_order = rows is not None and self.only_reads_edges and all(map(graph.is_frozen, edges))
-        read = tensors
-        if in_order and rows is not None:
-            read = list(tensors)
-            for slot, item in zip(self.edge_slots, edges, strict=True):
-                read[slot] = graph.sorted_values(item, rows, num_rows)
-
-        def ordered(rows: Tensor | None, maps: Iterable[Tensor]) -> graph.Ordering:
-            others = list(zip(maps, sizes, strict=True))
-            if rows is None:
-                return graph.natural(num_edges, others)
-            return graph.ordered(rows, num_rows, others, with_edge_id=self.with_edge_id and not in_order)
-
         try:
-            ordering = ordered(rows, maps)
+            found = self._ordered(num_edges, num_rows, rows, maps, sizes, tensors)
         except IndexMapError:
             if not self.wrap:
                 raise
             # checked only after it failed: indices that count from the end are rare, and legal in x[index]
-            wrapped = [operators.wrapped(item, size) for item, size in zip(maps, sizes, strict=True)]
-            ordering = ordered(operators.wrapped(rows, num_rows) if rows is not None else None, wrapped)
+            positive = tuple(operators.wrapped(item, size) for item, size in zip(maps, sizes, strict=True))
+            own = operators.wrapped(rows, num_rows) if rows is not None else None
+            found = self._ordered(num_edges, num_rows, own, positive, sizes, tensors)
+        ordering, in_order, read = found
         self.last = LastGraph.remember(
             num_rows, rows, maps, sizes, ordering, self.edge_slots if in_order else (), tensors, read
         )
-        return ordering, in_order, read
+        return found
+
+    def _ordered(
+        self,
+        num_edges: int,
+        num_rows: int,
+        rows: Tensor | None,
+        maps: tuple[Tensor, ...],
+        sizes: tuple[int, ...],
+        tensors: Sequence[Tensor],
+    ) -> Found:
+        others = list(zip(maps, sizes, strict=True))
+        if rows is None:
+            return graph.natural(num_edges, others), False, tensors
+        edges = [tensors[slot] for slot in self.edge_slots]
+        # values of the graph alone (a normalisation) are sorted once, and then read as they come
+        in_order = self.only_reads_edges and all(map(graph.is_frozen, edges))
+        read = tensors
+        if in_order:
+            read = list(tensors)
+            for slot, item in zip(self.edge_slots, edges, strict=True):
+                read[slot] = graph.sorted_values(item, rows, num_rows)
+        return graph.ordered(rows, num_rows, others, with_edge_id=self.with_edge_id and not in_order), in_order, read
 
 
 def _depends_on_position(program: Program) -> bool:

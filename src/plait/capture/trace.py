@@ -160,10 +160,22 @@ def forward_graph(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule
     mode = detect_fake_mode(fakes)
     if mode is None:
         raise UnsupportedError("a capture without tensor inputs")
-    interpreter = PropagateUnbackedSymInts(gm)
+    interpreter = _Interpreter(gm)
     run: Callable[..., Any] = torch.func.functionalize(lambda *inputs: interpreter.run(*inputs), remove="mutations")
     with torch.no_grad(), mode, enable_python_dispatcher(), preserve_node_meta():
         return make_fx(run, tracing_mode="real", decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
+
+
+class _Interpreter(PropagateUnbackedSymInts):
+    """Runs the captured graph. A linear layer over several axes of rows is one over rows: torch's own way to that, in C++, asks
+    for the sizes as numbers, and each new size would be a new capture."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch.nn.functional.linear and args and args[0].dim() > 2:
+            x, *weights = args
+            rows = target(x.reshape(-1, x.shape[-1]), *weights, **kwargs)
+            return rows.view(*x.shape[:-1], rows.shape[-1])
+        return super().call_function(target, args, kwargs)
 
 
 _CHANGES_OF_MEMORY = ("inductor::resize_storage_bytes_", "aten::resize_", "aten::set_")

@@ -132,12 +132,24 @@ def _gathered(node: Node, x: Node, axis: int, index: Node, *more: bool) -> Node:
 
 
 def _index(node: Node) -> Node | str:
-    """x[idx] = gather(x, idx); x[:, idx] along axis 1"""
+    """x[idx] = gather(x, idx); x[:, idx] along axis 1; x[matrix] row by row, with the matrix's axes back behind it"""
     x, indices = arguments(node)
+    if len(indices) == 1 and is_integral(indices[0]) and value(indices[0]).dim() > 1:
+        return _matrix_index(node, x, indices[0])
     axis = _only_index(indices)
     if axis is None or (axis > 0 and not value(x).dtype.is_floating_point):
         return "the index is not one int vector over the rows"
     return _gathered(node, x, axis, indices[axis], True)
+
+
+def _matrix_index(node: Node, x: Node, matrix: Node) -> Node | str:
+    """x[matrix] = view(gather(x, matrix's entries))"""
+    if value(matrix).dtype == torch.bool:
+        return "the index is a mask"
+    edit = Editor(node.graph, node)
+    rows = edit.call(operators.gather, x, edit.call(aten.reshape.default, matrix, [-1]), True)
+    outer = [edit.size(matrix, axis) for axis in range(value(matrix).dim())]
+    return edit.call(aten.reshape.default, rows, [*outer, *(edit.size(x, axis) for axis in range(1, value(x).dim()))])
 
 
 def _only_index(indices: Any) -> int | None:

@@ -89,6 +89,13 @@ class Domains:
             root = self.parent[root]
         return root
 
+    def has_new_rows(self, node: Node) -> bool:
+        """Whether a value lays out anew, as these rows, what had others: a kernel of these rows cannot read that."""
+        if not is_call(node, *RESHAPES):
+            return False
+        source: Any = node.args[0]
+        return self.of(node) is not None and self.of(source) is not self.of(node)
+
     def is_edge(self, node: Node) -> bool:
         """Whether the rows are entries of a map and nothing points into them: edges, but not nodes pooled by a batch vector."""
         domain = self.of(node)
@@ -186,12 +193,13 @@ def aligned(node: Node) -> list[Node]:
         return []
     if node.target in _ROW_OPERANDS:
         return [arguments(node)[position] for position in _ROW_OPERANDS[node.target]]
-    if node.target in _ROW_VIEWS or _is_elementwise(node):
+    if node.target in _ROW_VIEWS or is_elementwise(node):
         return [operand for operand in node.all_input_nodes if _shares_rows(node, operand)]
     return []
 
 
-def _is_elementwise(node: Node) -> bool:
+def is_elementwise(node: Node) -> bool:
+    """Whether every number of the result is made of the numbers in its place."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     return torch.Tag.pointwise in node.target.tags or node.target in _UNTAGGED
@@ -203,7 +211,7 @@ def _shares_rows(node: Node, operand: Node) -> bool:
         return False
     if same_size(out.shape[0], 1):
         return False
-    if _is_elementwise(node):
+    if is_elementwise(node):
         return bool(val.dim() == out.dim())
     return _keeps_rows(node)
 

@@ -137,7 +137,7 @@ _COPIES = (aten.clone.default, *SAME, aten._to_copy.default)
 
 
 def _grow(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate) -> list[Region]:
-    facts = _facts(graph, domains, fusable, inside)
+    facts = _facts(graph, domains, lambda node: fusable(node) and not domains.has_new_rows(node), inside)
     drafts: list[_Draft] = []
     anchors = [(node, found[0]) for node in graph.nodes if (found := _anchor_map(node, facts)) is not None]
     # reductions first: edge tensors and totals then join the kernel that has most of their values at hand already

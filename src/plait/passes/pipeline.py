@@ -13,6 +13,7 @@ from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.domains import Domains, infer
 from plait.passes.dropout import decide_dropout
 from plait.passes.identities import copy_where_needed, drop_identities
+from plait.passes.neighbours import flatten_neighbours
 from plait.passes.norms import expand_norms
 from plait.passes.order import order_products
 from plait.passes.order_costs import Setting
@@ -78,6 +79,11 @@ def _canonicalize(graph: Graph, setting: Setting) -> Remarks:
     return Remarks(left=tuple(canonicalize(graph)))
 
 
+def _neighbours(graph: Graph, setting: Setting) -> Remarks:
+    flatten_neighbours(graph, has_gradients=setting.is_training)
+    return Remarks()
+
+
 def _order(graph: Graph, setting: Setting) -> Remarks:
     ordered = order_products(graph, infer(graph), setting)
     return Remarks(moved=ordered.moved, seconds=ordered.seconds)
@@ -88,6 +94,7 @@ _fills, _merge, _places = _rewrite(materialize_fills), _rewrite(merge_equal), _r
 FORWARD: tuple[Pass, ...] = (
     Pass("fills", _fills),  # first: canonicalize recognises what is scattered onto by its constant
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
+    Pass("neighbours", _neighbours),  # before anything asks for domains: entries of a matrix are edges
     Pass("axes", _rewrite(lead_rows)),  # rows of every edge value in front, before anything asks for domains
     Pass("places", _places),  # before anything asks which domain a gathered row is of
     Pass("selection", _rewrite_by_domain(select_by_position)),  # before equal positions become one
