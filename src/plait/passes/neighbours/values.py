@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ class Entries:
 
     def reduced(self, edit: Editor, x: Node, reduce: str) -> Node:
         """[R, ...] from [E, ...]. No row is without entries; a start that equals nothing is no tie of a maximum."""
-        init = 0.0 if reduce == "sum" else float("nan")
+        init = 0.0 if reduce == "sum" else math.nan
         return edit.call(operators.segment_reduce, x, self.matrix.rows, self.matrix.num_rows, reduce, init)
 
     def spread(self, edit: Editor, x: Node) -> Node:
