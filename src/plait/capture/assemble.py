@@ -166,8 +166,11 @@ def _install(graph: Graph, region: Region, lowered: Lowered, launch: Callable[..
     num_edges = _num_edges(edit, region, lowered, tensors)
     with graph.inserting_before(anchor):
         call = graph.call_function(launch, (num_edges, num_rows, region.rows, tuple(lowered.maps), sizes, tensors))
-        dtypes = [output.value.type.dtype for output in lowered.program.outputs]
-        call.meta["val"] = [value(node).to(dtype) for node, dtype in zip(lowered.results, dtypes, strict=True)]
+        types = [output.value.type for output in lowered.program.outputs]
+        call.meta["val"] = [
+            value(node).new_empty(item.shape if node in region.totals else value(node).shape, dtype=item.dtype)
+            for node, item in zip(lowered.results, types, strict=True)
+        ]
         for position, node in enumerate(lowered.results):
             with graph.inserting_before(anchor):
                 item = graph.call_function(operator.getitem, (call, position))

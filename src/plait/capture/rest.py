@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from plait.capture.record import Record
-from plait.passes.edit import is_tensor, value
+from plait.passes.edit import hint, is_tensor, value
 
 
 class _IsAten(OperatorSupportBase):
@@ -71,8 +72,34 @@ def _inductor(module: GraphModule, node: Node, record: Record) -> Callable[..., 
         record.fall_back("rest", f"Inductor: {type(error).__name__}: {error}")
         return module.forward if not single else lambda *inputs: module(*inputs)[0]
 
+    orders = [_order(item) for item in inputs]
+
     def run(*inputs: Any) -> Any:
-        results = compiled(list(inputs))
+        results = compiled([_in_order(item, order) for item, order in zip(inputs, orders, strict=True)])
         return results[0] if single else results
 
     return run
+
+
+def _order(val: Any) -> tuple[int, ...] | None:
+    """The axes of a tensor by how far apart its numbers lie in memory; None where they do not lie side by side."""
+    if not isinstance(val, Tensor):
+        return None
+    strides, sizes = ([hint(item) for item in items] for items in (val.stride(), val.shape))
+    if None in strides or None in sizes:
+        return tuple(range(val.dim())) if val.is_contiguous() else None
+    order = sorted(range(val.dim()), key=lambda axis: (-(strides[axis] or 0), sizes[axis] == 1, axis))
+    distance = 1.0
+    for axis in reversed(order):
+        if sizes[axis] != 1 and strides[axis] != distance:
+            return None
+        distance *= sizes[axis] or 1
+    return tuple(order)
+
+
+def _in_order(item: Any, order: tuple[int, ...] | None) -> Any:
+    """A value as Inductor was told it lies: what a program writes has its axes in order, whatever it stands for had."""
+    if order is None or item.permute(order).is_contiguous():
+        return item
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return item.permute(order).contiguous().permute(back)
