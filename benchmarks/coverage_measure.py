@@ -30,6 +30,7 @@ from plait.tools import generate
 log = logging.getLogger(__name__)
 GRAPHS_LEAST = 1000
 _STEPS_S = 3.0  # of timed steps per case, about
+_MOST_STEPS = 400  # of an engine: steps of less than a millisecond need more of them for the same certainty
 
 
 @dataclass
@@ -288,7 +289,7 @@ def take_times(row: Row, case: Case, graph: Graph, names: list[str]) -> None:
     if not runs:
         return
     once = {name: _timed(step, run) for name, run in runs.items()}
-    rounds = max(3, min(45, int(_STEPS_S / (2 * sum(once.values())))))
+    rounds = max(3, min(_MOST_STEPS, int(_STEPS_S / (2 * sum(once.values())))))
     times: dict[str, list[float]] = {name: [] for name in runs}
     order = collections.deque(runs)
     for _ in range(rounds):

@@ -17,7 +17,8 @@ from plait.capture.inplace import WRITES, write_in_place
 from plait.capture.launch import PRODUCTS, Launch, StructureCall
 from plait.capture.partition import copy_graph
 from plait.capture.record import Record
-from plait.passes.edit import aten, is_call, is_tensor, is_view, static, value
+from plait.ir.program import Program
+from plait.passes.edit import aten, hint, is_call, is_tensor, is_view, static, value
 from plait.passes.liveness import num_bytes
 
 # Measured on 2 cores, torch 2.13, rounded: only their order of magnitude matters, which is why `plait.costs`, whose numbers
@@ -62,16 +63,16 @@ def is_worthwhile(captured: Work, halves: Sequence[Graph], record: Record) -> bo
     """Whether the assembled halves are predicted to take less time than the work of the captured graph.
 
     They are taken to if rows of one domain meet those of another in a kernel, which saves the most, and nobody would want to
-    predict; if a pass moved work; or if the user asks for more than the usual. Where sizes are not known, any program is
-    taken to pay, and so is a sort that runs once per graph; nothing else is.
+    predict; if a pass moved work; or if the user asks for more than the usual. Where sizes vary, any program is taken to pay,
+    and so is a sort that runs once per graph. Where they depend on data (dense batches), the sort alone is.
     """
     if record.moved or record.dropped or record.options.rest != "eager" or record.options.memory_budget is not None:
         return True
     programs = [launch.program for launches in record.launches.values() for launch in launches]
-    if any(program.reads_maps() for program in programs):
+    if any(program.reads_maps() and _computes_floats(program) for program in programs):
         return True
     if not all(map(_has_known_sizes, halves)):
-        return bool(programs) or any(map(_sorts_once, halves))
+        return any(map(_sorts_once, halves)) or (bool(programs) and not any(map(_has_sizes_of_data, halves)))
     compiled = sum(Work.of(graph).seconds() for graph in halves)
     wrapper = _STEP_S if len(halves) > 1 else 0.0
     return compiled + wrapper < _MARGIN * captured.seconds()
@@ -80,6 +81,16 @@ def is_worthwhile(captured: Work, halves: Sequence[Graph], record: Record) -> bo
 def _has_known_sizes(graph: Graph) -> bool:
     tensors = [value(node) for node in graph.nodes if is_tensor(node)]
     return all(static(size) is not None for tensor in tensors for size in tensor.shape)
+
+
+def _has_sizes_of_data(graph: Graph) -> bool:
+    tensors = [value(node) for node in graph.nodes if is_tensor(node)]
+    return any(hint(size) is None for tensor in tensors for size in tensor.shape)
+
+
+def _computes_floats(program: Program) -> bool:
+    """Counts of ints take no time worth a kernel's launch."""
+    return any(output.value.type.dtype.is_floating_point for output in program.outputs)
 
 
 def _sorts_once(half: Graph) -> bool:
