@@ -68,6 +68,17 @@ return n19[:, :6] * torch.sigmoid(n14[:, :6])
 """,
         Case("", ("huge_in_degree",), index_dtype=torch.int32),
     ),
+    # one edge: the forward's product was a kernel's, the backward's PyTorch's, and the maximum found no entry equal to it
+    "maximum_of_one_product": (
+        "self.lin10 = nn.Linear(6, 17)",
+        """
+e9 = torch.tanh(x[src, ...]) * x[src]
+e10 = self.lin10(e9)
+n11 = e10.new_zeros(num_nodes, 17).scatter_reduce(0, dst.view(-1, 1).expand_as(e10), e10, 'amax', include_self=False)
+return n11
+""",
+        Case("", ("one_node_self_loop",)),
+    ),
 }
 
 

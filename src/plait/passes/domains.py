@@ -198,6 +198,12 @@ def aligned(node: Node) -> list[Node]:
     return []
 
 
+def has_one_row(node: Node) -> bool:
+    """One edge alone, of which nobody can say what is a row and what is repeated: half of its work would be fused, and a
+    maximum, whose gradient compares what a kernel made with what PyTorch made, could lose it over a last bit."""
+    return same_size(value(node).shape[0], 1)
+
+
 def is_elementwise(node: Node) -> bool:
     """Whether every number of the result is made of the numbers in its place."""
     if not isinstance(node.target, torch._ops.OpOverload):

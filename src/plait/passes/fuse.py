@@ -19,7 +19,7 @@ import torch
 from torch.fx import Graph, Node
 
 from plait import operators
-from plait.passes.domains import Domains
+from plait.passes.domains import Domains, has_one_row
 from plait.passes.edit import (
     PRODUCTS,
     RESHAPES,
@@ -75,7 +75,7 @@ class _Facts:
 
 def find_edge_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:
     """Edge programs of a canonical graph, in an order in which they can run. `fusable`: whether an operator has a lowering."""
-    regions = _grow(graph, domains, fusable, domains.is_edge)
+    regions = _grow(graph, domains, fusable, lambda node: domains.is_edge(node) and not has_one_row(node))
     return [region for region in regions if _num_computing(region) >= 1 or region.rows is not None or region.totals]
 
 
@@ -181,7 +181,7 @@ def _anchor_map(node: Node, facts: _Facts) -> tuple[Node | None] | None:
     if is_call(node, operators.segment_reduce):
         values = node.args[0]
         # over rows that are nodes (pooling), the values are read: something else computes them
-        if not isinstance(values, Node) or not facts.domains.is_fine(values) or not facts.fusable(node):
+        if not isinstance(values, Node) or not facts.domains.is_fine(values) or has_one_row(values) or not facts.fusable(node):
             return None
         return (node.args[1],)  # type: ignore[return-value]
     if _is_total(node, facts) and facts.fusable(node):
