@@ -42,7 +42,8 @@ def step(run: Run, x: Tensor, nbr: Tensor) -> tuple[float, Tensor, Tensor]:
 
 
 def is_same(got: Tensor, want: Tensor) -> bool:
-    return bool((got - want).abs().max() <= 1e-4 * want.abs().max() + 1e-5)
+    """By norms: of two entries that differ by rounding either may be the largest, and gets the gradient."""
+    return bool((got - want).norm() <= 1e-3 * want.norm())
 
 
 def main() -> None:
