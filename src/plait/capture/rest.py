@@ -64,7 +64,7 @@ def _inductor(module: GraphModule, node: Node, record: Record) -> Callable[..., 
         output.args = ((output.args[0],),)
         module.recompile()
     try:
-        inputs = [value(item) for item in node.args]
+        inputs = [_side_by_side(value(item)) for item in node.args]
         # Inductor lowers core operators only: the group is traced once more with its decompositions
         traced = make_fx(module, decomposition_table=select_decomp_table(), tracing_mode="real")(*inputs)
         compiled = compile_fx_inner(traced, inputs)
@@ -79,6 +79,11 @@ def _inductor(module: GraphModule, node: Node, record: Record) -> Callable[..., 
         return results[0] if single else results
 
     return run
+
+
+def _side_by_side(val: Any) -> Any:
+    """What Inductor is told of a tensor: a slice, which a program may have written as a tensor of its own, is given as one."""
+    return val if not isinstance(val, Tensor) or _order(val) is not None else val.new_empty(val.shape)
 
 
 def _order(val: Any) -> tuple[int, ...] | None:
