@@ -12,17 +12,28 @@ The same growing, over rows that are no entries of a map, fuses what is left bet
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch.fx import Graph, Node
 
 from plait import operators
+from plait.passes.anchors import (
+    VIEWS,
+    Facts,
+    Predicate,
+    anchor_map,
+    escapes,
+    facts_of,
+    in_cone,
+    is_same_in_rows,
+    is_total,
+    operands,
+    reduced_value,
+)
 from plait.passes.domains import Domains, has_one_row
 from plait.passes.edit import (
     PRODUCTS,
-    RESHAPES,
     SAME,
     aten,
     hint,
@@ -35,8 +46,6 @@ from plait.passes.edit import (
     total_product_of,
     value,
 )
-
-Predicate = Callable[[Node], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +71,6 @@ class _Draft:
     leaves: set[Node] = field(default_factory=set)
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What growing needs to know of the graph, computed once. `inside`: values a region may compute instead of reading."""
-
-    domains: Domains
-    fusable: Predicate
-    inside: Predicate
-    position: dict[Node, int]
-    ancestors: dict[Node, int]  # bit set of positions
-
-
 def find_edge_regions(graph: Graph, domains: Domains, fusable: Predicate) -> list[Region]:
     """Edge programs of a canonical graph, in an order in which they can run. `fusable`: whether an operator has a lowering."""
     regions = _grow(graph, domains, fusable, lambda node: domains.is_edge(node) and not has_one_row(node))
@@ -84,8 +82,6 @@ def find_edge_regions(graph: Graph, domains: Domains, fusable: Predicate) -> lis
 _MIN_ROW_OPERATORS = 3
 _LARGE = 1 << 20  # numbers
 _MIN_ROWS = 512
-# a sum over everything of more columns than this, all of them accumulators in one loop, is more than a compiler is good for
-_MAX_TOTAL = 1024
 # numbers of a weight, or of a weight's gradient: with more of them a tile's products no longer run from the cache, and the
 # partial gradients of all tasks take more memory than they save
 _MAX_WEIGHT = 1 << 18
@@ -131,15 +127,14 @@ def _num_computing(region: Region) -> int:
     )
 
 
-_VIEWS = (*RESHAPES, *SAME)
 _REDUCTIONS = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default)
 _COPIES = (aten.clone.default, *SAME, aten._to_copy.default)
 
 
 def _grow(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate) -> list[Region]:
-    facts = _facts(graph, domains, lambda node: fusable(node) and not domains.has_new_rows(node), inside)
+    facts = facts_of(graph, domains, lambda node: fusable(node) and not domains.has_new_rows(node), inside)
     drafts: list[_Draft] = []
-    anchors = [(node, found[0]) for node in graph.nodes if (found := _anchor_map(node, facts)) is not None]
+    anchors = [(node, found[0]) for node in graph.nodes if (found := anchor_map(node, facts)) is not None]
     # reductions first: edge tensors and totals then join the kernel that has most of their values at hand already
     for node, rows in sorted(anchors, key=lambda pair: pair[1] is None):
         _place(node, rows, drafts, facts)
@@ -149,89 +144,16 @@ def _grow(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate)
     return [_finish(draft, facts, read_by_others) for draft in drafts]
 
 
-def _facts(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate) -> _Facts:
-    position = {node: number for number, node in enumerate(graph.nodes)}
-    ancestors: dict[Node, int] = {}
-    for node in graph.nodes:
-        bits = 1 << position[node]
-        for item in node.all_input_nodes:
-            bits |= ancestors[item]
-        ancestors[node] = bits
-    return _Facts(domains, fusable, inside, position, ancestors)
-
-
-def _is_total(node: Node, facts: _Facts) -> bool:
-    """Whether `node` sums a value of the region's rows over axis 0, or the products of two."""
-    factors = total_product_of(node)
-    if factors is not None:
-        domain = facts.domains.of(factors[0])
-        return all(facts.inside(item) for item in factors) and domain is facts.domains.of(factors[1])
-    if not is_call(node, aten.sum.dim_IntList):
-        return False
-    x, axes = node.args[0], node.args[1]
-    if not isinstance(x, Node) or not facts.inside(x) or not isinstance(axes, list | tuple) or not axes:
-        return False
-    if math.prod(static(size) or 1 for size in value(x).shape[1:]) > _MAX_TOTAL:
-        return False
-    return any(int(axis) % value(x).dim() == 0 for axis in axes)  # type: ignore[arg-type]
-
-
-def _anchor_map(node: Node, facts: _Facts) -> tuple[Node | None] | None:
-    """(ordering map or None,) if `node` is an anchor; None if it is not."""
-    if is_call(node, operators.segment_reduce):
-        values = node.args[0]
-        # over rows that are nodes (pooling), the values are read: something else computes them
-        if not isinstance(values, Node) or not facts.domains.is_fine(values) or has_one_row(values) or not facts.fusable(node):
-            return None
-        return (node.args[1],)  # type: ignore[return-value]
-    if _is_total(node, facts) and facts.fusable(node):
-        return (None,) if any(_in_cone(item, facts) for item in _total_operands(node)) else None
-    if not _in_cone(node, facts) or is_call(node, operators.gather, *_VIEWS):
-        return None
-    leaves = _escapes(node, lambda user, item: _in_cone(user, facts) or _reads_as_anchor(user, item, facts))
-    return (None,) if leaves else None
-
-
-def _escapes(node: Node, stays: Callable[[Node, Node], bool]) -> bool:
-    """Whether something outside reads `node`, perhaps through views: a view is never written, what it views is."""
-    for user in node.users:
-        if is_call(user, *_VIEWS):
-            if _escapes(user, stays):
-                return True
-        elif not stays(user, node):
-            return True
-    return False
-
-
-def _total_operands(node: Node) -> tuple[Node, ...]:
-    """What a total sums over rows."""
-    factors = total_product_of(node)
-    if factors is not None:
-        return factors
-    return (node.args[0],) if isinstance(node.args[0], Node) else ()
-
-
-def _reads_as_anchor(user: Node, node: Node, facts: _Facts) -> bool:
-    """Whether `user` is an anchor that takes `node` into its own cone."""
-    if is_transpose(user) and user.users:
-        return all(_is_total(item, facts) and facts.fusable(item) for item in user.users)
-    if is_call(user, operators.segment_reduce):
-        return user.args[0] is node and facts.fusable(user)
-    return _is_total(user, facts) and facts.fusable(user)
-
-
-def _in_cone(node: Node, facts: _Facts) -> bool:
-    """Whether `node` is an edge value that a region may compute instead of reading."""
-    return node.op == "call_function" and is_tensor(node) and facts.inside(node) and facts.fusable(node)
-
-
-def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts) -> None:
-    domain = facts.domains.of(_reduced_value(anchor))
+def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: Facts) -> None:
+    domain = facts.domains.of(reduced_value(anchor))
     assert domain is not None
+    is_edge_output = rows is None and not is_total(anchor, facts)
     best: tuple[int, _Draft, dict[Node, None], set[Node]] | None = None
     for draft in drafts:
         if draft.domain is not domain or (rows is not None and not _has_rows(draft, rows, anchor, facts)):
             continue
+        if is_edge_output and draft.rows is not None and is_same_in_rows(anchor, draft.rows, facts):
+            continue  # in a loop over rows it would be a value of rows
         cone, leaves = _cone(anchor, draft, facts)
         if not _can_join(draft, anchor, leaves, drafts, facts):
             continue
@@ -249,7 +171,7 @@ def _place(anchor: Node, rows: Node | None, drafts: list[_Draft], facts: _Facts)
     draft.leaves |= leaves
 
 
-def _has_rows(draft: _Draft, rows: Node, anchor: Node, facts: _Facts) -> bool:
+def _has_rows(draft: _Draft, rows: Node, anchor: Node, facts: Facts) -> bool:
     """Whether a draft's rows are those of a reduction: the same map, and as many of them."""
     if draft.rows is not rows:
         return False
@@ -257,7 +179,7 @@ def _has_rows(draft: _Draft, rows: Node, anchor: Node, facts: _Facts) -> bool:
     return all(facts.domains.of(item) is facts.domains.of(anchor) for item in reductions)
 
 
-def _would_cycle(draft: _Draft, produced: int, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
+def _would_cycle(draft: _Draft, produced: int, leaves: set[Node], drafts: list[_Draft], facts: Facts) -> bool:
     """Whether some leaf comes from a region that itself reads what `draft` produces."""
     others = [other for other in drafts if other is not draft]
     behind: list[_Draft] = []  # regions that depend on `draft`, directly or through others
@@ -272,16 +194,7 @@ def _would_cycle(draft: _Draft, produced: int, leaves: set[Node], drafts: list[_
     return any(facts.ancestors[leaf] & made_behind for leaf in leaves)
 
 
-def _reduced_value(anchor: Node) -> Node:
-    factors = total_product_of(anchor)
-    if factors is not None:
-        return factors[0]
-    if is_call(anchor, operators.segment_reduce, aten.sum.dim_IntList) and isinstance(anchor.args[0], Node):
-        return anchor.args[0]
-    return anchor
-
-
-def _cone(anchor: Node, draft: _Draft, facts: _Facts) -> tuple[dict[Node, None], set[Node]]:
+def _cone(anchor: Node, draft: _Draft, facts: Facts) -> tuple[dict[Node, None], set[Node]]:
     """What `anchor` adds to `draft` (itself included), and the values it reads from memory."""
     members: dict[Node, None] = {}
     leaves: set[Node] = set()
@@ -292,33 +205,21 @@ def _cone(anchor: Node, draft: _Draft, facts: _Facts) -> tuple[dict[Node, None],
             continue
         members[node] = None
         through_other_map = is_call(node, operators.gather) and node.args[1] is not draft.rows
-        for item in _operands(node, draft):
+        for item in operands(node):
             if through_other_map:
                 leaves.add(item)
                 continue
             if item in draft.members:
                 members[item] = None
                 continue
-            if _in_cone(item, facts) or _is_chained(item, draft, facts) or _is_private_row_value(item, node, draft, facts):
+            if in_cone(item, facts) or _is_chained(item, draft, facts) or _is_private_row_value(item, node, draft, facts):
                 stack.append(item)
             elif is_tensor(item):
                 leaves.add(item)
     return members, leaves
 
 
-def _operands(node: Node, draft: _Draft) -> list[Node]:
-    """Tensor operands that carry values, i.e. not index maps and sizes."""
-    if is_call(node, operators.gather, operators.segment_reduce):
-        first = node.args[0]
-        assert isinstance(first, Node)
-        return [first]
-    factors = total_product_of(node)
-    if factors is not None:
-        return list(dict.fromkeys(factors))
-    return [item for item in node.all_input_nodes if is_tensor(item)]
-
-
-def _is_chained(node: Node, draft: _Draft, facts: _Facts) -> bool:
+def _is_chained(node: Node, draft: _Draft, facts: Facts) -> bool:
     """Whether `node` is a row value made from what `draft` already reduces: its edges can read it in the same kernel."""
     if draft.rows is None or node.op != "call_function":
         return False
@@ -340,13 +241,13 @@ def _is_chained(node: Node, draft: _Draft, facts: _Facts) -> bool:
     return reached
 
 
-def _is_private_row_value(item: Node, reader: Node, draft: _Draft, facts: _Facts) -> bool:
+def _is_private_row_value(item: Node, reader: Node, draft: _Draft, facts: Facts) -> bool:
     """Whether a row value that only `reader` reads can be computed where its row's edges are at hand."""
     reads_per_row = is_call(reader, operators.gather) or not facts.inside(reader)
     return reads_per_row and set(item.users) == {reader} and _is_row_value(item, draft, facts)
 
 
-def _give_back(drafts: list[_Draft], facts: _Facts) -> None:
+def _give_back(drafts: list[_Draft], facts: Facts) -> None:
     """A private row value whose reader another region computes as well is made in memory, for all of them: as an output of one
     region it would be read by regions which that one may wait for."""
     read = set().union(*(draft.leaves for draft in drafts))
@@ -364,7 +265,7 @@ def _give_back(drafts: list[_Draft], facts: _Facts) -> None:
             stack.extend(item for item in node.all_input_nodes if is_own(item) and draft.members.keys().isdisjoint(item.users))
 
 
-def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:
+def _absorb_epilogues(drafts: list[_Draft], facts: Facts) -> None:
     """Elementwise work on reduced rows (a bias, an activation) joins their kernel, with what is made for it alone."""
     taken = {node for draft in drafts for node in draft.members}
     for node in facts.position:
@@ -385,7 +286,7 @@ def _absorb_epilogues(drafts: list[_Draft], facts: _Facts) -> None:
             break
 
 
-def _epilogue(node: Node, draft: _Draft, taken: set[Node], facts: _Facts) -> tuple[dict[Node, None], set[Node]]:
+def _epilogue(node: Node, draft: _Draft, taken: set[Node], facts: Facts) -> tuple[dict[Node, None], set[Node]]:
     """`node` and the row values below it that nobody else reads, and what they read from memory."""
     joining: dict[Node, None] = {}
     leaves: set[Node] = set()
@@ -403,7 +304,7 @@ def _epilogue(node: Node, draft: _Draft, taken: set[Node], facts: _Facts) -> tup
     return joining, leaves
 
 
-def _can_join(draft: _Draft, node: Node, leaves: set[Node], drafts: list[_Draft], facts: _Facts) -> bool:
+def _can_join(draft: _Draft, node: Node, leaves: set[Node], drafts: list[_Draft], facts: Facts) -> bool:
     """Whether `draft` may also make `node`: nothing that it reads then, directly or through other regions, waits for itself."""
     produced = _bits([*draft.anchors, node], facts)
     wanted = draft.leaves | leaves
@@ -412,11 +313,11 @@ def _can_join(draft: _Draft, node: Node, leaves: set[Node], drafts: list[_Draft]
     return not _would_cycle(draft, produced, wanted, drafts, facts)
 
 
-def _bits(nodes: list[Node], facts: _Facts) -> int:
+def _bits(nodes: list[Node], facts: Facts) -> int:
     return sum({1 << facts.position[node] for node in nodes})
 
 
-def _is_row_value(node: Node, draft: _Draft, facts: _Facts) -> bool:
+def _is_row_value(node: Node, draft: _Draft, facts: Facts) -> bool:
     # draws are counted by edges inside of a program
     if node.op != "call_function" or is_call(node, operators.gather, operators.segment_reduce, operators.uniform, *PRODUCTS):
         return False
@@ -426,21 +327,21 @@ def _is_row_value(node: Node, draft: _Draft, facts: _Facts) -> bool:
     return bool(anchors) and facts.domains.of(node) is not None and facts.domains.of(node) is facts.domains.of(anchors[0])
 
 
-def _finish(draft: _Draft, facts: _Facts, read_by_others: set[Node]) -> Region:
+def _finish(draft: _Draft, facts: Facts, read_by_others: set[Node]) -> Region:
     members = tuple(sorted(draft.members, key=facts.position.__getitem__))
     inside = set(members)
     outputs = []
     for node in members:
         is_anchor = node in draft.anchors
-        if is_call(node, *_VIEWS):
+        if is_call(node, *VIEWS):
             continue
-        outside = node in read_by_others or _escapes(node, lambda user, _: user in inside or _feeds_totals(user, inside))
-        is_row = not facts.inside(node) and not _is_total(node, facts)
+        outside = node in read_by_others or escapes(node, lambda user, _: user in inside or _feeds_totals(user, inside))
+        is_row = not facts.inside(node) and not is_total(node, facts)
         if outside and (is_anchor or is_row):
             outputs.append(node)
     reductions = [item for item in draft.anchors if is_call(item, operators.segment_reduce)]
     row_domain = facts.domains.of(reductions[0]) if reductions and draft.rows is not None else None
-    totals = frozenset(node for node in members if _is_total(node, facts))
+    totals = frozenset(node for node in members if is_total(node, facts))
     return Region(draft.rows, draft.domain, row_domain, members, tuple(outputs), totals)
 
 
