@@ -46,8 +46,27 @@ class _Draft(Rows):
     def on_edges(self) -> None:
         self.step("edge")
 
+    def both_ends(self) -> None:
+        """The rows of both ends, gathered at once."""
+        value = self.recent("node")
+        pairs = f"{value.name}[edge_index]"
+        forms = [
+            (f"{pairs}.sum(0)", value.shape),
+            (f"({pairs}[0] - {pairs}[1])", value.shape),
+            (f"$, other = {pairs}\n$ = torch.tanh($) * other", value.shape),
+            (f"{pairs}.mean(0)", value.shape),
+        ]
+        if value.shape:
+            first, *rest = value.shape
+            forms.append((f"{value.name}[edge_index.t()].flatten(1, 2)", (2 * first, *rest)))
+        text, shape = self.rng.choice(forms)
+        self.add("edge", shape, text, value)
+
     def ends(self) -> None:
         """Both ends of an edge, side by side or combined, and often what the edge has itself."""
+        if self.rng.random() < 0.15 and not self.short_indices:
+            self.both_ends()
+            return
         own, other = self.gather(), self.gather()
         left, right, shape = self.aligned(own, other)
         if own.shape != other.shape or self.rng.random() < 0.3:
@@ -92,6 +111,7 @@ class _Draft(Rows):
             self.inner,
             self.part,
             self.attention_vector,
+            self.heads_of_edges,
         ]
         if rows == "edge":
             steps += [self.select, self.relation_weight, self.own_matrix]

@@ -85,6 +85,14 @@ class Rows:
             f"{name}.detach() + 0.5 * {name}",
             f"F.logsigmoid({name})",
             f"torch.atan2({name}, torch.ones_like({name}))",
+            f"F.softsign({name})",
+            f"F.tanhshrink({name})",
+            f"torch.atan({name})",
+            f"torch.sinh(torch.tanh({name}))",
+            f"2.0 ** torch.tanh({name})",
+            f"torch.logaddexp({name}, torch.sin({name}))",
+            f"torch.nan_to_num({name})",
+            f"torch.xlogy({name}, {name}.square() + 0.3)",
         )
         return self.add(rows, value.shape, self.rng.choice(forms), value)
 
@@ -98,6 +106,11 @@ class Rows:
             f"{name}.clamp(min=-0.4, max=0.7)",
             f"F.relu6({name})",
             f"F.hardtanh({name})",
+            f"F.hardsigmoid({name})",
+            f"F.hardswish({name})",
+            f"F.celu({name}, 0.7)",
+            f"F.selu({name})",
+            f"F.softshrink({name}, 0.2)",
             f"torch.where({name} > 0, {value.name}, 0.1 * {value.name})",
             f"torch.maximum({name}, torch.full_like({value.name}, 0.3))",
             f"{name}.masked_fill({name} < -0.5, 0.125)",
@@ -155,8 +168,14 @@ class Rows:
             f"torch.maximum({left} + self.shift#, {right})",
             f"torch.addcmul({left}, torch.tanh({left}), torch.tanh({right}))",
             f"torch.lerp({left}, {right}, 0.3)",
+            f"torch.addcdiv({left}, torch.tanh({left}), {right}.square() + 0.5)",
             f"({left} - {right}).square().add(0.1).sqrt()",
         )
+        if a.shape == b.shape:
+            forms += (
+                f"F.smooth_l1_loss({left} + self.shift#, {right}, reduction='none', beta=0.7)",
+                f"F.mse_loss({left}, {right}, reduction='none')",
+            )
         form = self.rng.choice(forms)
         members = {"shift": self.parameter(1)} if "shift" in form else {}
         return self.add(rows, shape, form, a, b, **members)
@@ -207,6 +226,10 @@ class Rows:
             ("self.norm#($)", f"nn.RMSNorm({size}, eps=0.1)"),
             ("torch.softmax($, dim=-1)", ""),
             ("torch.log_softmax($, dim=-1)", ""),
+            ("F.normalize($, p=1, dim=-1, eps=0.3)", ""),
+            ("$ - $.mean(0)", ""),
+            ("$ / ($.var(0) + 0.5)", ""),
+            *([("self.norm#($)", f"nn.BatchNorm1d({size}, eps=0.1)")] * 2 if len(value.shape) == 1 else []),
         )
         text, made = self.rng.choice(forms)
         members = {"norm": made} if made else {}
@@ -249,6 +272,10 @@ class Rows:
             (f"{name}.square().sum(-1, keepdim=True).add(0.2).sqrt()", (*value.shape[:-1], 1)),
             (f"torch.logsumexp({name}, -1)", value.shape[:-1]),
             (f"{name}.cumsum(-1)", value.shape),
+            (f"({name} + 2.0).square().sum(-1).add(0.2).sqrt()", value.shape[:-1]),
+            (f"F.cosine_similarity({name} + 0.1, torch.sin({name}) + 1.5, dim=-1)", value.shape[:-1]),
+            (f"F.pairwise_distance({name}, torch.cos({name}) + 0.2)", value.shape[:-1]),
+            (f"torch.linalg.vecdot({name}, torch.tanh({name}))", value.shape[:-1]),
         )
         text, shape = self.rng.choice(forms)
         members = {"shift": self.parameter(value.shape[-1])} if "shift" in text else {}
@@ -268,10 +295,29 @@ class Rows:
             (f"{name}.narrow(-1, {cut}, {size - cut})", size - cut),
             (f"F.glu({name}[..., :{2 * half}], -1)", half),
             (f"{name}.chunk(2, -1)[1]", size - (size + 1) // 2),
+            (f"{name}.split([{cut}, {size - cut}], -1)[0]", cut),
+            (f"F.pad({name}, (1, 0))", size + 1),
             (f"{name}[..., {[0, size - 1, 0]}]", 3),
         )
         text, out = self.rng.choice(forms)
         return self.add(rows, (*value.shape[:-1], out), text, value)
+
+    def heads_of_edges(self, rows: str) -> Value:
+        """Products of what a row has in several heads: scores, and matrices with each other."""
+        value = self.recent(rows)
+        if len(value.shape) != 2:
+            return self.view(rows)
+        heads, size = value.shape
+        name, other = value.name, self.bounded(value)
+        forms = (
+            (f"torch.einsum('ehc,ehc->eh', {name}, {other})", (heads,)),
+            (f"torch.einsum('ehc,ekc->ehk', {name}, {other})", (heads, heads)),
+            (f"{name} @ {other}.transpose(1, 2)", (heads, heads)),
+            (f"({name}.transpose(1, 2) @ {other}).mean(1)", (size,)),
+            (f"({other} * {name}).unbind(1)[0]", (size,)),
+        )
+        text, shape = self.rng.choice(forms)
+        return self.add(rows, shape, text, value)
 
     def attention_vector(self, rows: str) -> Value:
         """A number per head from a learned vector."""

@@ -81,7 +81,7 @@ return n11
 """,
         Case("", ("one_node_self_loop",)),
     ),
-    # a value of rows, wanted per edge and by a maximum: its kernel was given up, PyTorch made it, and the maximum's kernel again
+    # a value of rows, wanted per edge and by a maximum: PyTorch made it, without a kernel, and the maximum's kernel did again
     "value_of_rows_wanted_per_edge": (
         "self.lin2 = nn.Linear(6, 5)\nself.vector3 = nn.Parameter(0.5 * torch.randn(5))",
         """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import plait
+import plait.capture.backend  # sets the process's flags when it is loaded: not under the fixture
 from plait.capture.watch import FLAGS
 
 NAMES = (*FLAGS, "suppress_errors")

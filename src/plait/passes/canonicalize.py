@@ -103,7 +103,7 @@ def fill_value(node: Any) -> float | None:
         return 0.0
     if is_call(node, aten.new_ones.default, aten.ones.default, aten.ones_like.default):
         return 1.0
-    if is_call(node, aten.full.default, aten.full_like.default):
+    if is_call(node, aten.full.default, aten.full_like.default, aten.fill.Scalar):
         return _number(arguments(node)[1])
     if is_call(node, aten.new_full.default):
         return _number(arguments(node)[2])
@@ -358,4 +358,6 @@ def _shape_argument(edit: Editor, node: Node, axis: int) -> Any:
     if given is not None:
         return given[axis]
     like = arguments(node)[0]
+    while is_call(like, aten.empty_like.default):
+        like = arguments(like)[0]
     return edit.call(aten.sym_size.int, like, axis) if isinstance(like, Node) else None

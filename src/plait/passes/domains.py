@@ -6,6 +6,7 @@ weights). Through an index map two domains meet: its own rows are *fine*, the ro
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch.fx import Graph, Node
 
 from plait import operators
-from plait.passes.edit import RESHAPES, SAME, arguments, aten, is_call, is_tensor, same_size, value
+from plait.passes.edit import RESHAPES, SAME, arguments, aten, inner_sizes, is_call, is_tensor, same_size, value
 
 _ROW_VIEWS = frozenset(
     {
@@ -219,7 +220,14 @@ def _shares_rows(node: Node, operand: Node) -> bool:
         return False
     if is_elementwise(node):
         return bool(val.dim() == out.dim())
+    if node.target in RESHAPES and not _same_row_sizes(val, out):
+        return False  # of no rows at all: there are as many, whatever a row has
     return _keeps_rows(node)
+
+
+def _same_row_sizes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    sizes = inner_sizes(a), inner_sizes(b)
+    return None in sizes or math.prod(sizes[0] or ()) == math.prod(sizes[1] or ())
 
 
 def keeps_rows(node: Node) -> bool:

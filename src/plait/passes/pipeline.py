@@ -9,9 +9,12 @@ from torch.fx import Graph
 
 from plait.errors import OptionError
 from plait.passes.axes import lead_rows
+from plait.passes.both_ends import separate_ends
 from plait.passes.canonicalize import canonicalize, materialize_fills
+from plait.passes.decompose import decompose
 from plait.passes.domains import Domains, infer
 from plait.passes.dropout import decide_dropout
+from plait.passes.edge_products import spell_edge_products
 from plait.passes.identities import copy_where_needed, drop_identities
 from plait.passes.neighbours import flatten_neighbours
 from plait.passes.norms import expand_norms
@@ -93,6 +96,7 @@ _fills, _merge, _places = _rewrite(materialize_fills), _rewrite(merge_equal), _r
 
 FORWARD: tuple[Pass, ...] = (
     Pass("fills", _fills),  # first: canonicalize recognises what is scattered onto by its constant
+    Pass("both_ends", _rewrite(separate_ends)),  # before canonicalize makes one gather of it, of twice as many rows
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
     Pass("neighbours", _neighbours),  # before anything asks for domains: entries of a matrix are edges
     Pass("axes", _rewrite(lead_rows)),  # rows of every edge value in front, before anything asks for domains
@@ -110,6 +114,8 @@ FORWARD: tuple[Pass, ...] = (
     Pass("merge_products", _merge),  # both ends may have got the same product of the same rows
     Pass("narrow", _law(move_narrow_work)),  # decides by what is gathered, so equal gathers must be one by now
     Pass("behind", _law(move_behind_sums)),  # last: a product that has gone to the nodes needs no sum before it
+    # behind the laws, which may have a better form for it; before autograd, which then derives elementwise products
+    Pass("edge_products", _rewrite(spell_edge_products)),
     Pass("merge_moved", _merge),  # counts and node values that several sums and ends have in common
     # behind the laws, which compare how many rows there are: of edges that are left nobody knows
     Pass("slices", _law(move_slices)),
@@ -122,6 +128,8 @@ JOINT: tuple[Pass, ...] = (
     Pass("identities", _rewrite(drop_identities)),  # autograd's detached and twice transposed values are the values themselves
     Pass("joint_fills", _fills),  # autograd makes new fills and new spellings
     Pass("joint_canonicalize", _canonicalize),
+    Pass("decompose", _rewrite(decompose)),  # behind autograd, whose formulas for composite operators are composite, too
+    Pass("decomposed_fills", _fills),
     Pass("joint_places", _places),  # behind canonicalize: the gradient of a sum over edges is a gather, read slice by slice
     Pass("joint_merge", _merge),  # what the backward computes as the forward did is kept once, or recomputed on purpose
     Pass("joint_order", _order),  # the gradient of x is a propagation too
