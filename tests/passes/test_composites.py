@@ -115,12 +115,8 @@ TABLES: dict[Any, Callable[..., Any]] = {**ON_EDGES, **PIECES}
 KEYWORDS: dict[Any, dict[str, Any]] = {aten.addcmul.default: {"value": 0.5}, aten.addcdiv.default: {"value": -0.7}}
 
 
-# of numbers that only a model that runs knows: tests/capture/test_composites.py
-OF_SIZES = {aten.div.Scalar, aten.div.Tensor, aten.mul.Scalar, aten.mul.Tensor, aten.sym_numel.default}
-
-
 def test_every_spelling_is_tested() -> None:
-    assert set(ARGUMENTS) == set(TABLES) - OF_SIZES
+    assert set(ARGUMENTS) == set(TABLES) - {aten.sym_numel.default}
 
 
 @pytest.mark.parametrize("operator", [item for item in TABLES if ARGUMENTS.get(item)], ids=str)
@@ -168,7 +164,6 @@ def made_of(operator: Any) -> set[Any]:
     for given in ARGUMENTS[operator]:
         calls = make_fx(functools.partial(_leaves_of, TABLES[operator], given))()
         found |= {node.target for node in calls.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
-    found -= OF_SIZES
     strange = found - LOWERINGS.keys() - TABLES.keys() - _HARMLESS
     assert not strange, f"{operator} is made of {strange}"
     return found & TABLES.keys()

@@ -69,14 +69,7 @@ def _std(x: Tensor, axes: Sequence[int] | None = None, **kwargs: Any) -> Tensor:
 
 
 def _by_a_size(function: Callable[[Tensor, Tensor], Tensor]) -> Spelling:
-    """With a number that is known when the model runs, such as how many edges there are: kernels take it as a tensor."""
-
-    def spelling(x: Tensor, number: Any) -> Any:
-        if not isinstance(x, Tensor) or isinstance(number, Tensor | int | float):
-            return NotImplemented
-        return function(x, aten.scalar_tensor.default(number, dtype=x.dtype, device=x.device))
-
-    return spelling
+    return lambda x, number: function(x, aten.scalar_tensor.default(number, dtype=x.dtype, device=x.device))
 
 
 def _norm(x: Tensor, p: float | None, axes: list[int], keepdim: bool = False) -> Any:
@@ -188,6 +181,14 @@ PIECES: dict[Any, Spelling] = {
     aten.unbind.int: _unbind,
 }
 
+# a tensor and a number that is known when the model runs, such as how many edges there are: kernels take it as a tensor
+BY_A_SIZE: dict[Any, Spelling] = {
+    aten.div.Scalar: _by_a_size(torch.div),
+    aten.div.Tensor: _by_a_size(torch.div),
+    aten.mul.Scalar: _by_a_size(torch.mul),
+    aten.mul.Tensor: _by_a_size(torch.mul),
+}
+
 # what pays on edges alone: elsewhere one call of PyTorch is faster than several
 ON_EDGES: dict[Any, Spelling] = {
     **_of_torch(
@@ -213,10 +214,6 @@ ON_EDGES: dict[Any, Spelling] = {
     aten.std.correction: _std,
     aten.var_mean.correction: _var_mean,
     aten.std_mean.correction: _std_mean,
-    aten.div.Scalar: _by_a_size(torch.div),
-    aten.div.Tensor: _by_a_size(torch.div),
-    aten.mul.Scalar: _by_a_size(torch.mul),
-    aten.mul.Tensor: _by_a_size(torch.mul),
     aten.sym_numel.default: lambda x: math.prod(x.shape),
     aten.norm.ScalarOpt_dim: _norm,
     aten.linalg_vector_norm.default: _vector_norm,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from plait.passes.composites import ON_EDGES, PIECES, Spelling
+from plait.passes.composites import BY_A_SIZE, ON_EDGES, PIECES, Spelling
 from plait.passes.domains import Domains, infer
-from plait.passes.edit import Editor, argument, arguments, aten, is_call, value
+from plait.passes.edit import Editor, argument, arguments, aten, is_call, is_tensor, value
 
 
 def decompose(graph: Graph) -> None:
@@ -36,8 +37,15 @@ def _spelling(node: Node, domains: Domains) -> Spelling | None:
         return None
     if node.target in PIECES:
         return PIECES[node.target] if _are_columns(node) else None
-    spelling = ON_EDGES.get(node.target)
+    spelling = (BY_A_SIZE if _has_size(node) else ON_EDGES).get(node.target)
     return spelling if spelling is not None and any(map(domains.is_edge, node.all_input_nodes)) else None
+
+
+def _has_size(node: Node) -> bool:
+    """Whether the second of two factors is a number that is known when the model runs."""
+    return (
+        node.target in BY_A_SIZE and is_tensor(node.args[0]) and isinstance(value(node.args[1]), torch.SymInt | torch.SymFloat)
+    )
 
 
 def _are_columns(node: Node) -> bool:
