@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
 
+import plait
 from tests.awkward import AWKWARD, RandomGraph
 from tests.capture.compiled import captures, compiled
 from tests.check import assert_matches_eager
@@ -157,6 +158,7 @@ BOTH_ENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": lambda x, edges: torch.tanh(x[edges].sum(0)),
     "mean": lambda x, edges: torch.tanh(x[edges.t()].mean(1)),
     "product": lambda x, edges: torch.tanh(x[edges].prod(0)),
+    "three of them": lambda x, edges: x[torch.stack([edges[0], edges[1], edges[0]])].mean(0) * x[edges][-1],
 }
 
 
@@ -168,10 +170,19 @@ def test_both_ends_gathered_at_once_are_fused(name: str) -> None:
 
     with captures() as records:
         for graph in GRAPHS:
-            assert_matches_eager(layer, *inputs_of(AWKWARD[graph]), compile=compiled)
+            # with sizes that all vary nothing says that an edge has two ends
+            run = compiled if name in ("unpacked", "selected") else plait.compile
+            assert_matches_eager(layer, *inputs_of(AWKWARD[graph]), compile=run)
 
     assert [note for record in records for note in record.notes if "unfused" in note] == []
     assert all(len(record.programs["forward"]) == 1 for record in records)
+
+
+def test_a_mask_is_no_pair_of_ends() -> None:
+    def chosen(x: Tensor, edge_index: Tensor) -> Tensor:
+        return x[:, :2][torch.stack([x[:, 0] > 0, x[:, 1] > 0], 1)].sum(0) * x[edge_index[0]].sum()
+
+    assert_matches_eager(chosen, *inputs_of(AWKWARD["random"]), compile=compiled)
 
 
 def test_both_ends_used_as_a_whole_match_eager() -> None:

@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from plait import operators
 from plait.errors import UnsupportedError
-from plait.passes.edit import hint
 
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 # what a trace through the operators would lose: these keep autograd's own rules
@@ -195,18 +194,11 @@ def check_memory(graph: Graph) -> None:
 
 
 def specialize_widths(fakes: Sequence[Any]) -> None:
-    """Feature sizes of float inputs become static (Dynamo guards on them): kernels are made for them, only rows vary freely.
-
-    An `edge_index` has two rows, whatever the graph.
-    """
+    """Feature sizes of float inputs become static (Dynamo guards on them): kernels are made for them, only rows vary freely."""
     for item in fakes:
-        if not isinstance(item, torch.Tensor):
-            continue
-        if item.dtype.is_floating_point:
+        if isinstance(item, torch.Tensor) and item.dtype.is_floating_point:
             for size in item.shape[1:]:
                 int(size)
-        elif item.dim() == 2 and hint(item.shape[0]) == 2:
-            int(item.shape[0])
 
 
 def fake_inputs(example_inputs: Sequence[Any]) -> list[Any]:

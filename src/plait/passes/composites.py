@@ -154,7 +154,8 @@ def _of_torch(*names: str) -> dict[Any, Spelling]:
 
 def _split(x: Tensor, size: int, axis: int = 0) -> Any:
     length = x.shape[axis]
-    return [aten.slice.Tensor(x, axis, start, min(start + size, length)) for start in range(0, length, size)]
+    starts = range(0, length, size) if length else [0]
+    return [aten.slice.Tensor(x, axis, start, min(start + size, length)) for start in starts]
 
 
 def _split_with_sizes(x: Tensor, sizes: Sequence[int], axis: int = 0) -> Any:

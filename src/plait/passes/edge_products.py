@@ -15,7 +15,7 @@ import torch
 from torch.fx import Graph, Node
 
 from plait.passes.domains import Domains, infer
-from plait.passes.edit import RESHAPES, Editor, arguments, aten, inner_sizes, is_call, same_shape, same_size, value
+from plait.passes.edit import RESHAPES, Editor, arguments, aten, inner_sizes, is_call, same_shape, same_size, static, value
 
 # multiplications of an edge: kernels write out an edge's columns
 _MOST = 4096
@@ -33,7 +33,9 @@ def spell_edge_products(graph: Graph) -> None:
         result = _product(edit, a, b)
         _replace_views(node, result)
         if node.users:
-            node.replace_all_uses_with(edit.call(aten.reshape.default, result, [-1, *value(node).shape[1:]]))
+            rows, *matrix = (static(size) for size in value(node).shape)
+            whole = edit.call(aten.reshape.default, result, [-1 if rows is None else rows, *matrix])
+            node.replace_all_uses_with(whole)
     graph.eliminate_dead_code()
 
 
