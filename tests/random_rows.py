@@ -272,6 +272,7 @@ class Rows:
             (f"{name}.square().sum(-1, keepdim=True).add(0.2).sqrt()", (*value.shape[:-1], 1)),
             (f"torch.logsumexp({name}, -1)", value.shape[:-1]),
             (f"{name}.cumsum(-1)", value.shape),
+            (f"({name} + self.shift#).max(-1)[0]", value.shape[:-1]),
             (f"({name} + 2.0).square().sum(-1).add(0.2).sqrt()", value.shape[:-1]),
             (f"F.cosine_similarity({name} + 0.1, torch.sin({name}) + 1.5, dim=-1)", value.shape[:-1]),
             (f"F.pairwise_distance({name}, torch.cos({name}) + 0.2)", value.shape[:-1]),

@@ -72,6 +72,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "distances": lambda: Layer(
         lambda a, b: F.pairwise_distance(a, b + 1)[:, None] * F.cosine_similarity(a, b + 2)[:, None] * a
     ),
+    "less their largest": lambda: Layer(
+        lambda a, b: torch.tanh(a - (a + b).max(-1, keepdim=True)[0]) * heads(b).min(1).values.repeat(1, 2)
+    ),
     "less their mean": lambda: Layer(lambda a, b: torch.tanh(a * b - (a * b).mean(0))),
     "losses": lambda: Layer(lambda a, b: F.smooth_l1_loss(a, b, reduction="none") + F.mse_loss(a, b, reduction="none")),
     "cross entropy": lambda: Layer(lambda a, b: F.binary_cross_entropy_with_logits(a, torch.sigmoid(b), reduction="none")),
@@ -79,6 +82,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "an LSTM on edges": lambda: Layer(lambda cell, a, b: cell(a, (torch.tanh(b), b))[0], nn.LSTMCell(C, C)),
     "scores by einsum": lambda: Layer(
         lambda a, b: (torch.tanh(torch.einsum("ehc,ehc->eh", heads(a), heads(b)))[..., None] * heads(a)).flatten(1)
+    ),
+    "weights by einsum": lambda: Layer(
+        lambda lin, a, b: torch.einsum("ei,ej,ijo->eo", torch.tanh(a), b[:, :2], lin.weight.view(C, 2, 3)), nn.Linear(C, 6)
     ),
     "attention between heads": lambda: Layer(attended),
     "matrices of an edge": lambda: Layer(lambda a, b: (torch.tanh(heads(a)).mT @ heads(b)).flatten(1)),
@@ -176,6 +182,21 @@ def test_both_ends_gathered_at_once_are_fused(name: str) -> None:
 
     assert [note for record in records for note in record.notes if "unfused" in note] == []
     assert all(len(record.programs["forward"]) == 1 for record in records)
+
+
+def test_the_first_of_equal_entries_gets_the_gradient() -> None:
+    """And the first NaN, which is larger than everything."""
+
+    def layer(x: Tensor, edge_index: Tensor) -> Tensor:
+        message = torch.stack([x[edge_index[0]], x[edge_index[0]].clone(), x[edge_index[1]]], 1)
+        return x.new_zeros(x.shape[0], C).index_add(0, edge_index[1], message.max(1)[0] * message.min(1)[0].square())
+
+    assert_matches_eager(layer, *inputs_of(AWKWARD["repeated_edges"]), compile=compiled)
+    x, edge_index = inputs_of(AWKWARD["repeated_edges"])
+    x = x.detach().clone()
+    x[1, 3], x[2] = float("nan"), float("-inf")
+    got, want = compiled(layer)(x, edge_index), layer(x, edge_index)
+    assert torch.equal(got.isnan(), want.isnan())
 
 
 def test_a_mask_is_no_pair_of_ends() -> None:

@@ -1,4 +1,8 @@
-"""Matrix products of an edge's own matrices, which kernels do not have, become sums of elementwise products, which they do.
+"""Matrix products by `bmm`, as `torch.einsum` and `matmul` write them: of one matrix, and of an edge's own.
+
+    bmm(a[None], b[None]) = mm(a, b)[None]     a [E, k], b [k, n]: a product with a weight, which can move, or run by tiles
+
+Products of an edge's own matrices, which kernels do not have, become sums of elementwise products, which they do.
 
     bmm(a, b) = sum(a[..., None] * b[:, None], 2)         a [E, m, k], b [E, k, n]
 
@@ -21,10 +25,34 @@ from plait.passes.edit import RESHAPES, Editor, arguments, aten, inner_sizes, is
 _MOST = 4096
 
 
+def flatten_single_products(graph: Graph) -> None:
+    """Rewrites `graph` in place: every bmm of one matrix by one matrix."""
+    for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
+        if static(value(node).shape[0]) != 1:
+            continue
+        edit = Editor(graph, node)
+        result = edit.call(aten.mm.default, *(_flat(edit, item) for item in arguments(node)[:2]))
+        _replace_views(node, result)
+        if node.users:
+            node.replace_all_uses_with(edit.call(aten.unsqueeze.default, result, 0))
+    graph.eliminate_dead_code()
+
+
+def _flat(edit: Editor, factor: Node) -> Node:
+    """[1, m, k] as [m, k], from what it is a view of: rows of that are rows then."""
+    sizes = [edit.size(factor, axis) for axis in (1, 2)]
+    source = factor
+    while is_call(source, *RESHAPES):
+        source = arguments(source)[0]
+    if value(source).dim() > 0 and same_size(value(source).shape[0], value(factor).shape[1]):
+        sizes[0] = edit.size(source, 0)
+    return edit.call(aten.reshape.default, source, sizes)
+
+
 def spell_edge_products(graph: Graph) -> None:
     """Rewrites `graph` in place: every bmm of two values of the same edges, with static sizes."""
-    domains = infer(graph)
     for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
+        domains = infer(graph)  # what comes behind a product has a domain once the product is written out
         edit = Editor(graph, node)
         factors = [_by_edge(item, domains, edit) for item in arguments(node)[:2]]
         a, b = factors

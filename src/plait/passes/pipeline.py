@@ -14,8 +14,9 @@ from plait.passes.canonicalize import canonicalize, materialize_fills
 from plait.passes.decompose import decompose
 from plait.passes.domains import Domains, infer
 from plait.passes.dropout import decide_dropout
-from plait.passes.edge_products import spell_edge_products
+from plait.passes.edge_products import flatten_single_products, spell_edge_products
 from plait.passes.identities import copy_where_needed, drop_identities
+from plait.passes.maxima import spell_maxima
 from plait.passes.neighbours import flatten_neighbours
 from plait.passes.norms import expand_norms
 from plait.passes.order import order_products
@@ -98,6 +99,7 @@ FORWARD: tuple[Pass, ...] = (
     Pass("fills", _fills),  # first: canonicalize recognises what is scattered onto by its constant
     Pass("both_ends", _rewrite(separate_ends)),  # before canonicalize makes one gather of it, of twice as many rows
     Pass("canonicalize", _canonicalize),  # later passes know gather and segment_reduce only
+    Pass("single_products", _rewrite(flatten_single_products)),  # before anything looks for products with weights
     Pass("neighbours", _neighbours),  # before anything asks for domains: entries of a matrix are edges
     Pass("axes", _rewrite(lead_rows)),  # rows of every edge value in front, before anything asks for domains
     Pass("places", _places),  # before anything asks which domain a gathered row is of
@@ -116,6 +118,7 @@ FORWARD: tuple[Pass, ...] = (
     Pass("behind", _law(move_behind_sums)),  # last: a product that has gone to the nodes needs no sum before it
     # behind the laws, which may have a better form for it; before autograd, which then derives elementwise products
     Pass("edge_products", _rewrite(spell_edge_products)),
+    Pass("maxima", _rewrite(spell_maxima)),  # before autograd, which gives the gradient to one entry; may be of such products
     Pass("merge_moved", _merge),  # counts and node values that several sums and ends have in common
     # behind the laws, which compare how many rows there are: of edges that are left nobody knows
     Pass("slices", _law(move_slices)),
