@@ -134,7 +134,7 @@ def _difference(case: Case, graph: RandomGraph, got: Numbers, want: Numbers) -> 
                 continue
             noise = magnitude_of(finite(value) - finite(others[name]))
             try:
-                magnitude = max(_largest(want), 1e12 * noise * _SHARE[case.dtype], _rounding(want, case.dtype))
+                magnitude = max(_largest(want), 1e12 * noise * _SHARE[case.dtype], _rounding(want, case.dtype, graph.num_edges))
                 assert_same_numbers(found[name], value, name=name, magnitude=magnitude)
             except AssertionError as error:
                 return str(error)
@@ -149,11 +149,12 @@ def _largest(want: Numbers) -> float:
     return 0.05 * max((magnitude_of(item) for item in want.gradients.values() if item is not None), default=0.0)
 
 
-def _rounding(want: Numbers, dtype: torch.dtype) -> float:
-    """50 last bits of the largest output, for gradients that are nothing but what cancels (softmax over one entry is 1): eager
-    may get exactly 0, and another order of the same sum its rounding."""
+def _rounding(want: Numbers, dtype: torch.dtype, num_edges: int) -> float:
+    """The last bits of the largest output, for gradients that are nothing but what cancels (softmax over equal entries is one
+    over their number, whatever they are): eager may get exactly 0, and another order of the same sum its rounding. A node's
+    gradient is a sum of as many terms as it has edges, each of them rounded: so many last bits, and 50 at least."""
     largest = max((magnitude_of(item) for item in want.outputs.values()), default=0.0)
-    return 50 * torch.finfo(dtype).eps * largest / TOLERANCES[dtype].absolute
+    return max(50, num_edges) * torch.finfo(dtype).eps * largest / TOLERANCES[dtype].absolute
 
 
 def _disturbed(case: Case, graph: RandomGraph) -> Numbers:
