@@ -94,6 +94,42 @@ return r13, scatter(torch.tanh(e12), dst, 0, num_nodes, 'mean')
 """,
         Case("", ("self_loops",), options=(("edge_scalars", "cached"),)),
     ),
+    # as many edges as nodes: constants of both were one constant, and their rows were taken for the same
+    "a_constant_in_common": (
+        "self.weight11 = nn.Parameter(0.7 * torch.randn(2, 1))",
+        """
+n0 = torch.tanh(x)
+e3 = torch.gather(n0, 0, src.unsqueeze(-1).expand(-1, 6))
+e7 = n0[edge_index[1]]
+e8 = torch.addcdiv(e7[:, :3], torch.tanh(e7[:, :3]), edge_attr[:, :3].square() + 0.5)
+n9 = scatter(e8, dst, 0, num_nodes, 'mean')
+n13 = F.silu(F.linear(n9[:, :2], self.weight11.t()))
+e15 = torch.maximum(torch.gather(n13, 0, src.unsqueeze(-1).expand(-1, 1)), e3)
+n34 = e15.new_zeros(num_nodes, 6).scatter_add(0, src.view(-1, 1).expand_as(e15), e15)
+n39 = (scatter(edge_attr, dst, 0, num_nodes, 'sum') - n13).square().add(0.1).sqrt()
+return torch.addcdiv(n34[:, :3], torch.tanh(n34[:, :3]), n39[:, :3].square() + 0.5)
+""",
+        Case("", ("reversed",)),
+    ),
+    # the same, where the constant stood between the columns of a slice's gradient and a maximum's
+    "a_constant_in_common_with_a_slice": (
+        "",
+        """
+e3 = torch.softmax(x.chunk(2, -1)[1][src], dim=-1)
+n4 = e3.new_zeros(num_nodes, 3).scatter_reduce(0, src.view(-1, 1).expand_as(e3), e3, 'amax', include_self=False)
+return torch.take_along_dim(n4, src[:, None], 0)
+""",
+        Case("", ("as_many_edges_as_nodes",), options=(("rest", "inductor"),)),
+    ),
+    # no edges: their mean, NaN, went to the nodes, which met it with a gradient of zero
+    "mean_of_no_edges": (
+        "",
+        """
+e0 = x[src, ...]
+return e0 / (e0.mean(0) + 0.5)
+""",
+        Case("", ("one_node_no_edges",)),
+    ),
 }
 
 

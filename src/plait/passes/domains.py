@@ -98,9 +98,15 @@ class Domains:
         return self.of(node) is not None and self.of(source) is not self.of(node)
 
     def is_edge(self, node: Node) -> bool:
-        """Whether the rows are entries of a map and nothing points into them: edges, but not nodes pooled by a batch vector."""
+        """Whether the rows are entries of a map and nothing points into them: edges, but not nodes pooled by a batch vector.
+
+        Where there are none of them, whatever the input, nothing is to be moved or fused: a mean over no edges is NaN, which no
+        output of theirs shows, and at the nodes it would.
+        """
         domain = self.of(node)
-        return domain is not None and domain in self.fine and domain not in self.coarse
+        if domain is None or domain not in self.fine or domain in self.coarse:
+            return False
+        return not same_size(value(node).shape[0], 0)
 
     def is_fine(self, node: Node) -> bool:
         domain = self.of(node)

@@ -43,6 +43,16 @@ def merge_equal(graph: Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
+    _separate_fills(graph)
+
+
+def _separate_fills(graph: Graph) -> None:
+    """A constant for every reader: in a graph with as many nodes as edges, rows of both would be taken for the same by the
+    constant they have in common. In a kernel it costs nothing."""
+    for node in graph.find_nodes(op="call_function", target=aten.full.default):
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(user):
+                user.replace_input_with(node, graph.node_copy(node))
 
 
 def _key(item: object) -> object:
