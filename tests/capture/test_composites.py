@@ -88,6 +88,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     ),
     "attention between heads": lambda: Layer(attended),
     "matrices of an edge": lambda: Layer(lambda a, b: (torch.tanh(heads(a)).mT @ heads(b)).flatten(1)),
+    "every other column": lambda: Layer(lambda a, b: torch.addcmul(a, torch.tanh(a), b)[..., 1::3] * (a * b)[..., :6:2]),
     "outer product": lambda: Layer(lambda a, b: torch.einsum("ei,ej->eij", a[:, :3], b[:, 3:5]).flatten(1)),
 }
 LATER = [

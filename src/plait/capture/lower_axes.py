@@ -168,11 +168,17 @@ def _placed(state: Lowering, x: Node, axis: int, start: int, size: int) -> Node:
 def _slice_backward(state: Lowering, node: fx.Node) -> Node:
     """The gradient of a slice: zeros where it did not read."""
     axis, start, step = _axis(node, node.args[2]), node.args[3], node.args[5]
-    if step != 1 or not isinstance(start, int):
-        raise UnsupportedError("the gradient of a slice with steps")
-    size = inner_of(node)[axis]
+    if not isinstance(start, int) or not isinstance(step, int):
+        raise UnsupportedError("the gradient of a slice at a position that is not static")
+    size, x = inner_of(node)[axis], source(state, node)
     start = max(start + size, 0) if start < 0 else min(start, size)
-    return _placed(state, source(state, node), axis, start, size)
+    if step != 1 and x.type.shape[axis] > 0:
+        # each number before its step - 1 zeros, the last of which may lie behind the end
+        shape, count = x.type.shape, x.type.shape[axis]
+        x = _placed(state, state.reshape(x, (*shape[: axis + 1], 1, *shape[axis + 1 :])), axis + 1, 0, step)
+        x = state.reshape(x, (*shape[:axis], count * step, *shape[axis + 1 :]))
+        x = _sliced(state, x, axis, 0, 1, min(count * step, size - start))
+    return _placed(state, x, axis, start, size)
 
 
 def _select_backward(state: Lowering, node: fx.Node) -> Node:

@@ -17,6 +17,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from plait import operators
+from plait.passes.domains import is_elementwise
 from plait.passes.edit import RESHAPES, Editor, arguments, aten, is_call, is_integral, is_tensor, stable_topological_sort, value
 
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -50,7 +51,7 @@ def _separate_fills(graph: Graph) -> None:
     """A constant for every reader: in a graph with as many nodes as edges, rows of both would be taken for the same by the
     constant they have in common. In a kernel it costs nothing."""
     for node in graph.find_nodes(op="call_function", target=aten.full.default):
-        for user in list(node.users)[1:]:
+        for user in [item for item in node.users if is_elementwise(item) or is_call(item, aten.cat.default)][1:]:
             with graph.inserting_before(user):
                 user.replace_input_with(node, graph.node_copy(node))
 
