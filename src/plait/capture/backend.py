@@ -21,6 +21,7 @@ from plait.capture.region import Region
 from plait.capture.run_passes import run_forward_passes, run_joint_passes
 from plait.capture.step import step_of
 from plait.capture.trace import check_memory, detach_no_grad, forward_graph, mark_dropout, specialize_floats
+from plait.capture.watch import FLAGS
 from plait.capture.worth import Work, is_worthwhile
 from plait.config import Options, environment
 from plait.errors import OptionError, UnsupportedError, first_line
@@ -35,8 +36,8 @@ def set_dynamo_flags() -> None:
     """Lets Dynamo capture self-loop handling (sizes that depend on data) without a graph break; for the whole process."""
     if not environment().dynamo_flags:
         return
-    torch._dynamo.config.capture_dynamic_output_shape_ops = True
-    torch._dynamo.config.capture_scalar_outputs = True
+    for flag in FLAGS:
+        setattr(torch._dynamo.config, flag, True)
 
 
 set_dynamo_flags()

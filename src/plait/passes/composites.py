@@ -89,26 +89,29 @@ def _vector_norm(x: Tensor, order: float, axes: list[int] | None = None, keepdim
     return NotImplemented if order == 0 else aten.sum.dim_IntList(x.abs() ** order, axes, keepdim) ** (1.0 / order)
 
 
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """What a norm does last: a factor and a summand for every entry of axis 1"""
+    columns = [1, -1, *[1] * (x.dim() - 2)]
+    x = x if weight is None else x * weight.view(columns)
+    return x if bias is None else x + bias.view(columns)
+
+
 def _batch_norm_of_stats(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Out of training; the two saved statistics are empty, as PyTorch's are."""
     columns = [1, -1, *[1] * (x.dim() - 2)]
     result = (x - mean.view(columns)) * (variance + epsilon).rsqrt().view(columns)
-    result = result if weight is None else result * weight.view(columns)
-    return result if bias is None else result + bias.view(columns), x.new_zeros(0), x.new_zeros(0)
+    return _scaled(result, weight, bias), x.new_zeros(0), x.new_zeros(0)
 
 
 def _group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, channels: int, others: int, groups: int, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    columns = [1, -1, *[1] * (x.dim() - 2)]
     grouped = x.reshape(x.shape[0], groups, channels // groups * math.prod(x.shape[2:]))
     variance, mean = _moments(grouped, [2], 0, keepdim=True)
     scale = (variance + epsilon).rsqrt()
-    result = ((grouped - mean) * scale).reshape(x.shape)
-    result = result if weight is None else result * weight.view(columns)
-    return result if bias is None else result + bias.view(columns), mean.squeeze(2), scale.squeeze(2)
+    return _scaled(((grouped - mean) * scale).reshape(x.shape), weight, bias), mean.squeeze(2), scale.squeeze(2)
 
 
 _ONE_SIXTH = float(torch.tensor(1 / 6, dtype=torch.float32))  # which PyTorch's own kernel takes for float64, too

@@ -51,8 +51,8 @@ def _flat(edit: Editor, factor: Node) -> Node:
 
 def spell_edge_products(graph: Graph) -> None:
     """Rewrites `graph` in place: every bmm of two values of the same edges, with static sizes."""
+    domains = infer(graph)
     for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
-        domains = infer(graph)  # what comes behind a product has a domain once the product is written out
         edit = Editor(graph, node)
         factors = [_by_edge(item, domains, edit) for item in arguments(node)[:2]]
         a, b = factors
@@ -64,6 +64,7 @@ def spell_edge_products(graph: Graph) -> None:
             rows, *matrix = (static(size) for size in value(node).shape)
             whole = edit.call(aten.reshape.default, result, [-1 if rows is None else rows, *matrix])
             node.replace_all_uses_with(whole)
+        domains = infer(graph)  # what comes behind a product has a domain once the product is written out
     graph.eliminate_dead_code()
 
 
