@@ -121,6 +121,16 @@ return torch.take_along_dim(n4, src[:, None], 0)
 """,
         Case("", ("as_many_edges_as_nodes",), options=(("rest", "inductor"),)),
     ),
+    # the backward's copy of a constant bore the forward's tag, and torch's partition took what was before it for the forward's
+    "a_constant_of_both_halves": (
+        "self.shift0 = nn.Parameter(0.5 * torch.randn(3, 2))",
+        """
+n0 = x.view(-1, 3, 2)
+r1 = (n0.new_zeros(3, 3, 2) + 0.25).scatter_reduce(0, relation.view(-1, 1, 1).expand_as(n0), n0, 'amin', include_self=True)
+return torch.maximum(n0 + self.shift0, torch.full_like(n0, 0.3)), r1
+""",
+        Case("", ("reversed",)),
+    ),
     # no edges: their mean, NaN, went to the nodes, which met it with a gradient of zero
     "mean_of_no_edges": (
         "",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from plait.capture.launch import StructureCall
+from plait.passes.domains import infer
 from plait.passes.structure import Structure, merge_equal, own_maps, split_structure
 from plait.structure_cache import STRUCTURE
 from tests.awkward import random_graph
@@ -130,6 +131,23 @@ def test_merging_tells_numbers_by_their_type() -> None:
     merge_equal(graph_module.graph)
 
     assert [item.dtype for item in graph_module(X)] == [torch.int32, torch.float32, torch.int32, torch.int32]
+
+
+def test_a_constant_does_not_make_nodes_of_edges() -> None:
+    """Neither itself nor a view of it, where there are as many of both and one call made it for them."""
+    square = torch.arange(N)
+
+    def function(x: Tensor, src: Tensor) -> tuple[Tensor, Tensor]:
+        ones = torch.ones(N).unsqueeze(-1).expand(-1, 3)
+        return x + ones, x.index_select(0, src) + ones
+
+    graph = canonical(function, X, square).graph
+
+    nodes, edges = graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)
+    domains = infer(graph)
+    assert domains.of(nodes) is not domains.of(edges)
+    assert domains.is_edge(edges)
+    assert not domains.is_edge(nodes)
 
 
 # --- compiled --------------------------------------------------------------------------------------------------------

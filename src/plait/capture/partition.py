@@ -24,7 +24,7 @@ from plait.passes import domains as domains_pass
 from plait.passes.edge_scalars import EdgeScalars
 from plait.passes.keep import Keeper, is_extremum
 from plait.passes.liveness import kept_bytes, step_peak
-from plait.passes.recompute import bind_counts, recompute_edges
+from plait.passes.recompute import bind_counts, recompute_edges, separate_backward
 from plait.passes.structure import structural_nodes
 
 
@@ -119,6 +119,7 @@ def partition(joint: Joint, record: Record, plan: Plan, *, build: bool = True) -
 
 def _divided(joint: Joint) -> tuple[GraphModule, GraphModule]:
     """Forward and backward by torch's default partition, which keeps what the backward reads."""
+    separate_backward(joint.module.graph, joint.num_returned)
     bind_counts(joint.module.graph, joint.num_returned)
     return default_partition(joint.module, joint.inputs, num_fwd_outputs=joint.num_returned, **joint.others)
 

@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from plait.passes.domains import Domains
 from plait.passes.edit import Editor, aten, is_tensor, results_of, value
 
-_TAG, _BACKWARD = "partitioner_tag", "is_backward"  # how AOTAutograd marks nodes of a joint graph
+_TAG, _FORWARD, _BACKWARD = "partitioner_tag", "is_forward", "is_backward"  # how AOTAutograd marks nodes of a joint graph
 _FORWARD_ONLY = ("must_be_in_forward", "must_be_in_forward_to_backward")
 
 
@@ -55,7 +55,6 @@ def give_copies(graph: Graph, forward: set[Node], wanted: Callable[[Node], bool]
 
     A copy reads copies of the wanted values below it, and what else it reads from the forward.
     """
-    _separate(graph, forward)
     copies: dict[Node, Node] = {}
 
     def copy_of(node: Node, before: Node) -> Node:
@@ -87,14 +86,18 @@ def give_copies(graph: Graph, forward: set[Node], wanted: Callable[[Node], bool]
     return tuple(node.name for node in copies)
 
 
-def _separate(graph: Graph, forward: set[Node]) -> None:
-    """Everything the forward does not need moves behind it and is tagged as the backward's: torch's partition goes by place."""
-    output = graph.output_node()
+def separate_backward(graph: Graph, num_forward_outputs: int) -> None:
+    """Everything the forward does not need moves behind it, and every call is tagged as what it is: torch's partition goes by
+    place and by tag, and what a pass made bears the tag of what it was made of."""
+    forward, output = forward_nodes(graph, num_forward_outputs), graph.output_node()
     for node in list(graph.nodes):
-        if node.op != "call_function" or node in forward:
+        if node.op != "call_function":
             continue
-        node.meta[_TAG] = _BACKWARD
-        output.prepend(node)
+        if node not in forward:
+            node.meta[_TAG] = _BACKWARD
+            output.prepend(node)
+        elif node.meta.get(_TAG) == _BACKWARD:
+            node.meta[_TAG] = _FORWARD
 
 
 def forward_nodes(graph: Graph, num_forward_outputs: int) -> set[Node]:

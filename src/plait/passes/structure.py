@@ -17,7 +17,6 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from plait import operators
-from plait.passes.domains import is_elementwise
 from plait.passes.edit import RESHAPES, Editor, arguments, aten, is_call, is_integral, is_tensor, stable_topological_sort, value
 
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -44,14 +43,21 @@ def merge_equal(graph: Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-    _separate_fills(graph)
+    _separate_constants(graph)
 
 
-def _separate_fills(graph: Graph) -> None:
+def _separate_constants(graph: Graph) -> None:
     """A constant for every reader: in a graph with as many nodes as edges, rows of both would be taken for the same by the
     constant they have in common. In a kernel it costs nothing."""
-    for node in graph.find_nodes(op="call_function", target=aten.full.default):
-        for user in [item for item in node.users if is_elementwise(item) or is_call(item, aten.cat.default)][1:]:
+    constants: set[Node] = set()
+    for node in graph.nodes:
+        is_view = is_call(node, aten.expand.default, *RESHAPES) and node.args[0] in constants
+        if is_view or is_call(node, aten.full.default):
+            constants.add(node)
+    for node in reversed(list(graph.nodes)):  # views first: what they view is separated for each of their copies then
+        if node not in constants:
+            continue
+        for user in [item for item in node.users if is_tensor(item)][1:]:  # a size is no reader
             with graph.inserting_before(user):
                 user.replace_input_with(node, graph.node_copy(node))
 
