@@ -65,6 +65,7 @@ ARGUMENTS: dict[Any, list[tuple[Any, ...]]] = {
     aten.lerp.Tensor: [(X, Y, SHARE)],
     aten.logaddexp.default: [(X, Y)],
     aten.xlogy.Tensor: [(X, POSITIVE), (torch.zeros_like(X), X)],
+    aten.dot.default: [(X[:, 0], Y[:, 0])],
     aten.logsumexp.default: [(X, [-1]), (X, [-1], True), (torch.full((3, 4), -math.inf), [1])],
     aten.baddbmm.default: [(BATCH[:, :3], BATCH[:, :3], BATCH[:, :3])],
     aten.mse_loss.default: [(X, Y), (X, Y, 0), (X, Y, 2)],

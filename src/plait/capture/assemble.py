@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,16 @@ from plait.capture.lower_ops import LOWERINGS
 from plait.capture.origin import describe, describe_region, kept_values
 from plait.capture.record import Record
 from plait.capture.rest import compile_rest
+from plait.capture.tune import machine_costs
 from plait.codegen.kernel import compile_programs
 from plait.errors import CompilerError, UnsupportedError
 from plait.ir.text import to_text
 from plait.ir.verify import verify
 from plait.native.compiler import toolchain
 from plait.passes import domains as domains_pass
-from plait.passes.edit import Editor, aten, inner_sizes, is_integral, is_tensor, stable_topological_sort, value
+from plait.passes.edit import Editor, aten, inner_sizes, is_integral, is_tensor, replace, stable_topological_sort, stored, value
 from plait.passes.fuse import MAX_COLUMNS, Region, find_edge_regions, find_row_regions, is_tileable
+from plait.passes.shared import share
 from plait.passes.structure import own_maps, split_structure
 
 EVERY_OUTPUT = 1 << 30  # as a number of outputs
@@ -96,8 +98,12 @@ def assemble(gm: GraphModule, direction: str, record: Record, *, num_returned: i
 def _fuse(graph: Graph, find: Callable[..., list[Region]], direction: str, record: Record, first_number: int) -> list[Launch]:
     """Regions become launches in `graph`; a region that holds what programs do not stays as it is, with the reason."""
     domains = domains_pass.infer(graph)
+    regions = find(graph, domains, is_fusable)
+    if share_edges(graph, domains, regions):
+        domains = domains_pass.infer(graph)
+        regions = find(graph, domains, is_fusable)
     pairs: list[tuple[Region, Lowered]] = []
-    for region in find(graph, domains, is_fusable):  # all are lowered before the first is put in: that changes the graph
+    for region in regions:  # all are lowered before the first is put in: that changes the graph
         try:
             lowered = lower(region, domains, f"{direction}_{first_number + len(pairs)}")
         except UnsupportedError as error:
@@ -112,9 +118,20 @@ def _fuse(graph: Graph, find: Callable[..., list[Region]], direction: str, recor
         launch = Launch(lowered.program, lambda reason: record.fall_back("build", reason), wrap=_wraps(region))
         _install(graph, region, lowered, launch, replaced)
         launches.append(launch)
+    for node in graph.find_nodes(op="call_function", target=stored):
+        replace(node, node.args[0])
     stable_topological_sort(graph)
     graph.eliminate_dead_code()
     return launches
+
+
+def share_edges(graph: Graph, domains: domains_pass.Domains, regions: Sequence[Region]) -> list[Node]:
+    """Values per edge that one program writes for others, which read them; none where no kernel can be built."""
+    try:
+        with _disable_current_modes():  # costs may have to be measured, on real tensors
+            return share(graph, domains, regions, machine_costs)
+    except CompilerError:
+        return []
 
 
 def build_kernels(launches: list[Launch], record: Record) -> None:

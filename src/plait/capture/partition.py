@@ -15,16 +15,20 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._functorch.partitioners import default_partition
 from torch.fx import Graph, GraphModule, Node
 
-from plait.capture.assemble import EVERY_OUTPUT, assemble, is_fusable
+from plait import operators
+from plait.capture.assemble import EVERY_OUTPUT, assemble, is_fusable, share_edges
 from plait.capture.launch import StructureCall
 from plait.capture.record import Prediction, Record
 from plait.capture.tune import machine_costs
 from plait.errors import CompilerError
 from plait.passes import domains as domains_pass
 from plait.passes.edge_scalars import EdgeScalars
+from plait.passes.edit import is_call
+from plait.passes.fuse import find_edge_regions
 from plait.passes.keep import Keeper, is_extremum
 from plait.passes.liveness import kept_bytes, step_peak
 from plait.passes.recompute import bind_counts, recompute_edges, separate_backward
+from plait.passes.shared import MIN_PROGRAMS
 from plait.passes.structure import structural_nodes
 
 
@@ -73,7 +77,10 @@ class Plan:
 
 def default_plan(joint: Joint, record: Record) -> Plan:
     """The fastest plan, whatever it holds."""
-    return Plan(_cached(joint, record)) if record.wants("recompute") else Plan()
+    if not record.wants("recompute"):
+        return Plan()
+    cached = _cached(joint, record)
+    return Plan(cached | _shared(joint, cached))
 
 
 def boxed(gm: GraphModule, _: Any) -> Callable[..., Any]:
@@ -148,6 +155,17 @@ def _cached(joint: Joint, record: Record) -> frozenset[str]:
         except CompilerError:  # no kernel can be measured, and none will run
             found = set()
     return frozenset(node.name for node in found)
+
+
+def _shared(joint: Joint, cached: frozenset[str]) -> frozenset[str]:
+    """The names of the values per edge that the forward writes anyway, one program for others: the backward reads them, too."""
+    if sum(1 for node in joint.module.graph.nodes if is_call(node, operators.segment_reduce)) < MIN_PROGRAMS:
+        return frozenset()
+    trial = joint.copy()
+    recompute(trial.module.graph, trial.num_returned, cached)
+    graph = _divided(trial)[0].graph
+    domains = domains_pass.infer(graph)
+    return frozenset(node.name for node in share_edges(graph, domains, find_edge_regions(graph, domains, is_fusable)))
 
 
 def has_extremum(graph: Graph) -> bool:

@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from plait import operators
 from plait.passes.domains import Domains, has_one_row
-from plait.passes.edit import RESHAPES, SAME, aten, is_call, is_tensor, is_transpose, static, total_product_of, value
+from plait.passes.edit import RESHAPES, SAME, aten, is_call, is_tensor, is_transpose, static, stored, total_product_of, value
 
 Predicate = Callable[[Node], bool]
 
@@ -32,13 +32,18 @@ class Facts:
 
 def facts_of(graph: Graph, domains: Domains, fusable: Predicate, inside: Predicate) -> Facts:
     position = {node: number for number, node in enumerate(graph.nodes)}
+    return Facts(domains, fusable, inside, position, ancestors_of(graph))
+
+
+def ancestors_of(graph: Graph) -> dict[Node, int]:
+    """What every node is made of, itself included: a bit for each position in the graph."""
     ancestors: dict[Node, int] = {}
-    for node in graph.nodes:
-        bits = 1 << position[node]
+    for number, node in enumerate(graph.nodes):
+        bits = 1 << number
         for item in node.all_input_nodes:
             bits |= ancestors[item]
         ancestors[node] = bits
-    return Facts(domains, fusable, inside, position, ancestors)
+    return ancestors
 
 
 def is_total(node: Node, facts: Facts) -> bool:
@@ -66,7 +71,8 @@ def anchor_map(node: Node, facts: Facts) -> tuple[Node | None] | None:
             return None
         return (node.args[1],)  # type: ignore[return-value]
     if is_total(node, facts) and facts.fusable(node):
-        return (None,) if any(in_cone(item, facts) for item in total_operands(node)) else None
+        is_made = any(in_cone(item, facts) or is_call(item, stored) for item in total_operands(node))
+        return (None,) if is_made else None
     if not in_cone(node, facts) or is_call(node, operators.gather, *VIEWS):
         return None
     leaves = escapes(node, lambda user, item: in_cone(user, facts) or reads_as_anchor(user, item, facts))

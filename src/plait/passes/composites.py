@@ -211,6 +211,7 @@ ON_EDGES: dict[Any, Spelling] = {
     aten.hardsigmoid_backward.default: _hardsigmoid_backward,
     aten.gelu.default: _gelu,
     aten.gelu_backward.default: _gelu_backward,
+    aten.dot.default: lambda x, y: _total(x * y),
     aten.sum.default: _total,
     aten.mean.default: _mean_of_all,
     aten.mean.dim: _mean,

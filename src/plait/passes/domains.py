@@ -15,13 +15,26 @@ import torch
 from torch.fx import Graph, Node
 
 from plait import operators
-from plait.passes.edit import RESHAPES, SAME, arguments, aten, inner_sizes, is_call, is_tensor, same_size, value
+from plait.passes.edit import (
+    RESHAPES,
+    SAME,
+    argument,
+    arguments,
+    aten,
+    inner_sizes,
+    is_call,
+    is_tensor,
+    same_size,
+    stored,
+    value,
+)
 
 _ROW_VIEWS = frozenset(
     {
         *RESHAPES,
         *SAME,
         aten.clone.default,
+        stored,
         aten._to_copy.default,
         aten.expand.default,
         aten.slice.Tensor,
@@ -70,6 +83,30 @@ _UNTAGGED = frozenset(
         aten.softplus_backward.default,
     }
 )
+# operators with several results, and how many of the first of them have the rows of the first operand
+_RESULTS = {
+    aten.native_dropout.default: 2,
+    aten.log_sigmoid_forward.default: 1,
+    aten._fused_rms_norm.default: 2,
+    aten.native_layer_norm.default: 3,
+    aten.native_layer_norm_backward.default: 1,
+    aten.native_group_norm.default: 3,
+    aten.native_group_norm_backward.default: 1,
+    aten.native_batch_norm.default: 1,
+    aten._native_batch_norm_legit.no_stats: 1,
+    aten._native_batch_norm_legit_functional.default: 1,
+    aten._native_batch_norm_legit_no_training.default: 1,
+    aten.native_batch_norm_backward.default: 1,
+}
+# the same along an axis: its position among the arguments, and what it is where it is not given
+_RESULTS_ALONG = {
+    **dict.fromkeys((aten.max.dim, aten.min.dim, aten.var_mean.correction, aten.std_mean.correction, aten.unbind.int), (1, 0)),
+    **dict.fromkeys(
+        (aten.split.Tensor, aten.split_with_sizes.default, aten.unsafe_split.Tensor, aten.unsafe_chunk.default), (2, 0)
+    ),
+    aten.topk.default: (2, -1),
+    aten.sort.default: (1, -1),
+}
 _ROW_OPERANDS = {aten.mm.default: (0,), aten.addmm.default: (1,), aten.bmm.default: (0, 1)}  # of products
 
 
@@ -162,6 +199,11 @@ def infer(graph: Graph) -> Domains:
             if node.args[1] == 0:  # the pair of each edge
                 classes.join(node, arguments(node.args[0])[1])
             continue
+        if is_call(node, operator.getitem):
+            source = _rows_of_result(node)
+            if source is not None:
+                classes.join(node, source)
+            continue
         if is_call(node, aten.select.int) and value(node).dim() == 1 and _axis(node) == 0:
             # edge_index[0] and edge_index[1] are columns of one table: entry k of both belongs to the same edge
             key = (node.args[0], 0)
@@ -192,6 +234,25 @@ def _axis(node: Node) -> int:
     assert isinstance(axis, int)
     source: Any = node.args[0]
     return axis + value(source).dim() if axis < 0 else axis
+
+
+def _rows_of_result(node: Node) -> Node | None:
+    """The operand whose rows one of several results has: of a norm, of pieces along another axis."""
+    call: Any = node.args[0]
+    if call.target in _RESULTS:
+        if arguments(node)[1] >= _RESULTS[call.target]:
+            return None
+    elif call.target in _RESULTS_ALONG:
+        position, default = _RESULTS_ALONG[call.target]
+        axes: Any = argument(call, position, "dim", default)
+        dim = value(call.args[0]).dim()
+        if axes is None or any(axis % dim == 0 for axis in (axes if isinstance(axes, list | tuple) else [axes])):
+            return None
+    else:
+        return None
+    x: Any = call.args[0]
+    has_rows = value(x).dim() > 0 and same_size(value(x).shape[0], value(node).shape[0])
+    return x if has_rows and not same_size(value(x).shape[0], 1) else None
 
 
 def aligned(node: Node) -> list[Node]:

@@ -19,7 +19,19 @@ import torch
 from torch.fx import Graph, Node
 
 from plait.passes.domains import Domains, infer
-from plait.passes.edit import RESHAPES, Editor, arguments, aten, inner_sizes, is_call, same_shape, same_size, static, value
+from plait.passes.edit import (
+    RESHAPES,
+    Editor,
+    arguments,
+    aten,
+    inner_sizes,
+    is_call,
+    replace_views,
+    same_shape,
+    same_size,
+    static,
+    value,
+)
 
 # multiplications of an edge: kernels write out an edge's columns
 _MOST = 4096
@@ -32,7 +44,7 @@ def flatten_single_products(graph: Graph) -> None:
             continue
         edit = Editor(graph, node)
         result = edit.call(aten.mm.default, *(_flat(edit, item) for item in arguments(node)[:2]))
-        _replace_views(node, result)
+        replace_views(node, result)
         if node.users:
             node.replace_all_uses_with(edit.call(aten.unsqueeze.default, result, 0))
     graph.eliminate_dead_code()
@@ -59,7 +71,7 @@ def spell_edge_products(graph: Graph) -> None:
         if a is None or b is None or not same_shape(value(a).shape[:-2], value(b).shape[:-2]) or _work(a, b) > _MOST:
             continue
         result = _product(edit, a, b)
-        _replace_views(node, result)
+        replace_views(node, result)
         if node.users:
             rows, *matrix = (static(size) for size in value(node).shape)
             whole = edit.call(aten.reshape.default, result, [-1 if rows is None else rows, *matrix])
@@ -120,18 +132,3 @@ def _product(edit: Editor, a: Node, b: Node) -> Node:
         return edit.call(aten.sum.dim_IntList, edit.call(aten.mul.Tensor, _swapped(edit, a), b), [-2], True)
     a, b = edit.call(aten.unsqueeze.default, a, -1), edit.call(aten.unsqueeze.default, b, -3)
     return edit.call(aten.sum.dim_IntList, edit.call(aten.mul.Tensor, a, b), [-2])
-
-
-def _replace_views(node: Node, result: Node) -> None:
-    """Views of a product that have an edge's numbers in a row of their own are views of the result by edge."""
-    for user in list(node.users):
-        if not is_call(user, *RESHAPES):
-            continue
-        sizes, own = inner_sizes(value(user)), inner_sizes(value(result)) or ()
-        if sizes is None:
-            continue
-        if same_size(value(user).shape[0], value(result).shape[0]) and math.prod(sizes) == math.prod(own):
-            edit = Editor(node.graph, user)
-            user.replace_all_uses_with(edit.call(aten.reshape.default, result, [edit.size(result, 0), *sizes]))
-        else:
-            _replace_views(user, result)

@@ -123,10 +123,10 @@ class EdgeScalars:
         total = 0.0
         for node, kernels in self._reads(cached):
             if node in cached:
-                total += margin * (WRITE + READ * len(kernels)) * self._once(node, None, costs, _row_s)
+                total += margin * (WRITE + READ * len(kernels)) * self._once(node, None, costs, row_s)
             else:
                 # exactly rounded: the order of a set is another in every process
-                total += math.fsum(self._once(node, rows, costs, _work_s) for rows, _ in kernels)
+                total += math.fsum(self._once(node, rows, costs, work_s) for rows, _ in kernels)
         return total
 
     def _once(self, node: Node, rows: Node | None, costs: Costs, price: Price) -> float:
@@ -190,7 +190,7 @@ def _columns(node: Node) -> int:
 _COPIES = (aten.clone.default, aten.detach.default, aten.alias.default, aten.expand.default, aten._to_copy.default)
 
 
-def _row_s(node: Node, _: Node | None, costs: Costs) -> float:
+def row_s(node: Node, _: Node | None, costs: Costs) -> float:
     """Seconds to gather a value's rows, each edge's at a random place."""
     size = num_bytes(value(node))
     row_bytes = _columns(node) * value(node).dtype.itemsize
@@ -198,7 +198,7 @@ def _row_s(node: Node, _: Node | None, costs: Costs) -> float:
     return costs.gather(row_bytes, num_edges) * num_edges
 
 
-def _work_s(node: Node, rows: Node | None, costs: Costs) -> float:
+def work_s(node: Node, rows: Node | None, costs: Costs) -> float:
     """Seconds to make a value from its operands, in a kernel that walks the rows of a map."""
     if is_view(node) or is_call(node, *_COPIES):
         return 0.0

@@ -136,6 +136,11 @@ SAME = (aten.detach.default, aten.alias.default)
 PRODUCTS = (aten.mm.default, aten.addmm.default)
 
 
+def stored(x: torch.Tensor) -> torch.Tensor:
+    """The value itself, out of memory: programs that read this one do not make it. Put in by `passes.shared`."""
+    return x
+
+
 def product_parts(node: Node) -> tuple[Any, Any, Any] | None:
     """(bias or None, rows, weight) of one of PRODUCTS; None for an addmm with alpha or beta."""
     if node.kwargs:
@@ -220,6 +225,20 @@ def replace(node: Node, new: Node) -> None:
     """All uses of `node` become uses of `new`, and `node` goes."""
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
+
+
+def replace_views(node: Node, result: Node) -> None:
+    """Views behind a product that has several rows per edge, and that are by edge again, are views of the result."""
+    for user in list(node.users):
+        if not is_call(user, *RESHAPES):
+            continue
+        sizes, own = inner_sizes(value(user)), inner_sizes(value(result)) or ()
+        is_by_edge = same_size(value(user).shape[0], value(result).shape[0]) and sizes is not None
+        if is_by_edge and math.prod(sizes or ()) == math.prod(own):
+            edit = Editor(node.graph, user)
+            user.replace_all_uses_with(edit.call(aten.reshape.default, result, [edit.size(result, 0), *(sizes or ())]))
+        else:
+            replace_views(user, result)
 
 
 def source_line(node: Node) -> str:

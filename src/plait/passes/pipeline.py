@@ -16,6 +16,7 @@ from plait.passes.domains import Domains, infer
 from plait.passes.dropout import decide_dropout
 from plait.passes.edge_products import flatten_single_products, spell_edge_products
 from plait.passes.identities import copy_where_needed, drop_identities
+from plait.passes.inner_products import spell_inner_products
 from plait.passes.maxima import spell_maxima
 from plait.passes.neighbours import flatten_neighbours
 from plait.passes.norms import expand_norms
@@ -118,6 +119,7 @@ FORWARD: tuple[Pass, ...] = (
     Pass("behind", _law(move_behind_sums)),  # last: a product that has gone to the nodes needs no sum before it
     # behind the laws, which may have a better form for it; before autograd, which then derives elementwise products
     Pass("edge_products", _rewrite(spell_edge_products)),
+    Pass("inner_products", _rewrite(spell_inner_products)),  # behind them: some are a product with a weight then
     Pass("maxima", _rewrite(spell_maxima)),  # before autograd, which gives the gradient to one entry; may be of such products
     Pass("merge_moved", _merge),  # counts and node values that several sums and ends have in common
     # behind the laws, which compare how many rows there are: of edges that are left nobody knows
