@@ -10,6 +10,7 @@ fails is cut down to the statements that its first wrong value needs, and printe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import os
 import pathlib
@@ -20,6 +21,7 @@ import traceback
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from torch.utils import _pytree as pytree
 
 import plait
 from plait.errors import MemoryBudgetError
+from plait.passes import shared
 from tests.awkward import AWKWARD, RandomGraph, random_graph
 from tests.check import TOLERANCES, Numbers, assert_same_numbers, assert_same_step, finite, magnitude_of, training_step
 from tests.random_layers import random_model
@@ -47,6 +50,7 @@ class Case:
     index_dtype: torch.dtype = torch.int64
     options: tuple[tuple[str, Any], ...] = ()
     seed: int = 0
+    stores: bool = False  # whether all is written that two programs make, which models of many layers have
 
     def inputs(self, graph: RandomGraph, dtype: torch.dtype | None = None, *, long: bool = False) -> tuple[Tensor, ...]:
         return inputs_for(graph, self.seed, dtype or self.dtype, torch.int64 if long else self.index_dtype)
@@ -72,11 +76,17 @@ def random_case(seed: int) -> tuple[RandomModel, Case]:
         options["edge_scalars"] = rng.choice(("cached", "auto"))
     if rng.random() < 0.1:
         options["memory_budget"] = 1  # the smallest there is, see `_Compiled`
-    return model, Case(model.source(), tuple(dict.fromkeys(graphs)), dtype, index_dtype, tuple(options.items()), seed)
+    stores = rng.random() < 0.3
+    return model, Case(model.source(), tuple(dict.fromkeys(graphs)), dtype, index_dtype, tuple(options.items()), seed, stores)
 
 
 def mismatch(case: Case) -> str:
     """What differs between the compiled and the un-compiled model, or how compiling fails; nothing if all is well."""
+    with patch.multiple(shared, MIN_PROGRAMS=2, MARGIN=0.0) if case.stores else contextlib.nullcontext():
+        return _mismatch(case)
+
+
+def _mismatch(case: Case) -> str:
     torch._dynamo.reset()
     model = case.module()
     start = copy.deepcopy(model.state_dict())
@@ -189,7 +199,7 @@ def reduced(model: RandomModel, case: Case) -> Case:
 
 
 def report(seed: int, case: Case, what: str) -> str:
-    kind = f"{case.dtype}, {case.index_dtype}, {dict(case.options)}, graphs {', '.join(case.graphs)}"
+    kind = f"{case.dtype}, {case.index_dtype}, {dict(case.options)},{' stores,' * case.stores} graphs {', '.join(case.graphs)}"
     return f"seed {seed}: {kind}\n\n{case.source}\n{what}\n"
 
 

@@ -148,11 +148,18 @@ class Rows:
         heads, size = value.shape
         out = self.rng.choice((self.width, size, 2))
         scale = round(size**-0.5, 3)
-        if self.rng.random() < 0.5:
-            made = self.parameter(heads, size, out, scale=scale)
-            return self.add(
-                value.rows, (heads, out), f"torch.einsum('nhc,hcd->nhd', {value.name}, self.weight#)", value, weight=made
-            )
+        forms = (
+            (f"torch.einsum('nhc,hcd->nhd', {value.name}, self.weight#)", (heads, out), (heads, size, out)),
+            (f"torch.einsum('hcd,nhc->ndh', self.weight#, {value.name})", (out, heads), (heads, size, out)),
+            (f"torch.einsum('nhc,hd->ncd', {value.name}, self.weight#)", (size, out), (heads, out)),
+            (f"{value.name} @ self.weight#", (heads, out), (size, out)),
+            (f"{value.name} @ self.weight#", (heads,), (size,)),
+            (f"torch.einsum('nhc,hc->nh', {value.name}, self.weight#)", (heads,), (heads, size)),
+            (f"self.weight# @ {value.name}", (out, size), (out, heads)),
+        )
+        if self.rng.random() < 0.8:
+            text, shape, sizes = self.rng.choice(forms)
+            return self.add(value.rows, shape, text, value, weight=self.parameter(*sizes, scale=scale))
         return self.add(value.rows, (heads, out), f"self.lin#({value.name})", value, lin=f"nn.Linear({size}, {out})")
 
     def binary(self, rows: str) -> Value:
@@ -371,6 +378,9 @@ class Rows:
             "edge", (size, out), f"torch.tanh(self.lin#({source.name})).view(-1, {size}, {out})", source,
             lin=f"nn.Linear({source.shape[0]}, {size * out})",
         )  # fmt: skip
+        if self.rng.random() < 0.2:
+            members = {"weight": self.parameter(out, size, size)}
+            return self.add("edge", (out,), f"F.bilinear({value.name}, {self.bounded(value)}, self.weight#)", value, **members)
         text = self.rng.choice(
             (
                 f"torch.bmm({value.name}.unsqueeze(1), {matrix.name}).squeeze(1)",

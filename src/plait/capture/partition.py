@@ -22,13 +22,13 @@ from plait.capture.record import Prediction, Record
 from plait.capture.tune import machine_costs
 from plait.errors import CompilerError
 from plait.passes import domains as domains_pass
+from plait.passes import shared
 from plait.passes.edge_scalars import EdgeScalars
 from plait.passes.edit import is_call
 from plait.passes.fuse import find_edge_regions
 from plait.passes.keep import Keeper, is_extremum
 from plait.passes.liveness import kept_bytes, step_peak
 from plait.passes.recompute import bind_counts, recompute_edges, separate_backward
-from plait.passes.shared import MIN_PROGRAMS
 from plait.passes.structure import structural_nodes
 
 
@@ -159,7 +159,7 @@ def _cached(joint: Joint, record: Record) -> frozenset[str]:
 
 def _shared(joint: Joint, cached: frozenset[str]) -> frozenset[str]:
     """The names of the values per edge that the forward writes anyway, one program for others: the backward reads them, too."""
-    if sum(1 for node in joint.module.graph.nodes if is_call(node, operators.segment_reduce)) < MIN_PROGRAMS:
+    if sum(1 for node in joint.module.graph.nodes if is_call(node, operators.segment_reduce)) < shared.MIN_PROGRAMS:
         return frozenset()
     trial = joint.copy()
     recompute(trial.module.graph, trial.num_returned, cached)

@@ -25,7 +25,7 @@ from plait.passes.fuse import Region
 # fewer programs make again what they share, which costs no memory: those of one layer, over both ends and over all edges
 MIN_PROGRAMS = 4
 # a stored value takes memory, so it must be so many times cheaper by the model
-_MARGIN = 1.5
+MARGIN = 1.5
 
 
 def share(graph: Graph, domains: Domains, regions: Sequence[Region], find_costs: Callable[[], Costs]) -> list[Node]:
@@ -86,7 +86,7 @@ class _Group:
         others = self.programs.bit_count() - 1
         for node in filter(self.is_end, self.members):
             again_s = others * math.fsum(work_s(item, None, costs) for item in self._made_for(node, chosen))
-            if again_s > _MARGIN * (WRITE + READ * others) * row_s(node, None, costs):
+            if again_s > MARGIN * (WRITE + READ * others) * row_s(node, None, costs):
                 chosen[node] = None
 
     def _made_for(self, node: Node, chosen: Collection[Node]) -> set[Node]:
