@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from plait.capture.lower_ops import LOWERINGS
 from plait.capture.origin import describe, describe_region, kept_values
 from plait.capture.record import Record
 from plait.capture.rest import compile_rest
-from plait.capture.tune import machine_costs
 from plait.codegen.kernel import compile_programs
 from plait.errors import CompilerError, UnsupportedError
 from plait.ir.text import to_text
@@ -99,7 +98,7 @@ def _fuse(graph: Graph, find: Callable[..., list[Region]], direction: str, recor
     """Regions become launches in `graph`; a region that holds what programs do not stays as it is, with the reason."""
     domains = domains_pass.infer(graph)
     regions = find(graph, domains, is_fusable)
-    if share_edges(graph, domains, regions):
+    if share(graph, domains, regions):
         domains = domains_pass.infer(graph)
         regions = find(graph, domains, is_fusable)
     pairs: list[tuple[Region, Lowered]] = []
@@ -123,15 +122,6 @@ def _fuse(graph: Graph, find: Callable[..., list[Region]], direction: str, recor
     stable_topological_sort(graph)
     graph.eliminate_dead_code()
     return launches
-
-
-def share_edges(graph: Graph, domains: domains_pass.Domains, regions: Sequence[Region]) -> list[Node]:
-    """Values per edge that one program writes for others, which read them; none where no kernel can be built."""
-    try:
-        with _disable_current_modes():  # costs may have to be measured, on real tensors
-            return share(graph, domains, regions, machine_costs)
-    except CompilerError:
-        return []
 
 
 def build_kernels(launches: list[Launch], record: Record) -> None:

@@ -16,7 +16,7 @@ from torch._functorch.partitioners import default_partition
 from torch.fx import Graph, GraphModule, Node
 
 from plait import operators
-from plait.capture.assemble import EVERY_OUTPUT, assemble, is_fusable, share_edges
+from plait.capture.assemble import EVERY_OUTPUT, assemble, is_fusable
 from plait.capture.launch import StructureCall
 from plait.capture.record import Prediction, Record
 from plait.capture.tune import machine_costs
@@ -165,7 +165,7 @@ def _shared(joint: Joint, cached: frozenset[str]) -> frozenset[str]:
     recompute(trial.module.graph, trial.num_returned, cached)
     graph = _divided(trial)[0].graph
     domains = domains_pass.infer(graph)
-    return frozenset(node.name for node in share_edges(graph, domains, find_edge_regions(graph, domains, is_fusable)))
+    return frozenset(node.name for node in shared.share(graph, domains, find_edge_regions(graph, domains, is_fusable)))
 
 
 def has_extremum(graph: Graph) -> bool:

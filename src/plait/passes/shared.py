@@ -3,19 +3,20 @@
 Where edges have a state of their own, that every layer reads and changes (gated graph convolutions, mesh graph nets), each
 layer's program would make the states of all layers before it: work that grows with the square of their number, in the forward
 and again in the gradients. The values that several programs make alike are found by who makes them; those among them that
-others are made of are stored, where that is cheaper by what was measured of this machine.
+others are made of are stored, where that is cheaper by a rough price of bytes and operations: one that was measured would let
+what a step keeps depend on the machine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Graph, Node
 
 from plait import operators
-from plait.costs import Costs
+from plait.costs import BY_BYTES
 from plait.passes.anchors import ancestors_of
 from plait.passes.domains import Domains
 from plait.passes.edge_scalars import READ, WRITE, row_s, work_s
@@ -28,18 +29,15 @@ MIN_PROGRAMS = 4
 MARGIN = 1.5
 
 
-def share(graph: Graph, domains: Domains, regions: Sequence[Region], find_costs: Callable[[], Costs]) -> list[Node]:
-    """Puts `stored` behind what is to be written, for all programs but one; what is written.
-
-    find_costs is called where there is a choice: it may have to measure them.
-    """
+def share(graph: Graph, domains: Domains, regions: Sequence[Region]) -> list[Node]:
+    """Puts `stored` behind what is to be written, for all programs but one; what is written."""
     makers = _makers(graph, regions)
     groups = [group for group in _groups(makers, domains) if any(map(group.is_end, group.members))]
     if not groups:
         return []
     order, chosen = _Order(graph, regions), dict[Node, None]()
     for group in groups:
-        group.choose(find_costs(), chosen)
+        group.choose(chosen)
     for group in reversed(groups):  # what is above is read first: for that, nobody needs to read what is below
         group.read_elsewhere(order.first(group.programs), chosen)
     return list(chosen)
@@ -81,12 +79,12 @@ class _Group:
         """Whether all of the programs make a value, perhaps others, too."""
         return self.makers.get(node, 0) & self.programs == self.programs
 
-    def choose(self, costs: Costs, chosen: dict[Node, None]) -> None:
+    def choose(self, chosen: dict[Node, None]) -> None:
         """Adds the ends that cost more to make in every other program than to read, given those chosen before."""
         others = self.programs.bit_count() - 1
         for node in filter(self.is_end, self.members):
-            again_s = others * math.fsum(work_s(item, None, costs) for item in self._made_for(node, chosen))
-            if again_s > MARGIN * (WRITE + READ * others) * row_s(node, None, costs):
+            again_s = others * math.fsum(work_s(item, None, BY_BYTES) for item in self._made_for(node, chosen))
+            if again_s > MARGIN * (WRITE + READ * others) * row_s(node, None, BY_BYTES):
                 chosen[node] = None
 
     def _made_for(self, node: Node, chosen: Collection[Node]) -> set[Node]:
