@@ -24,7 +24,8 @@ class Options:
     "as_written", "first" (products before), "behind".
     memory_budget: the most a training step may hold at once beyond its inputs, parameters and the graph's structure: bytes
     (an int, 1 or more), or a share of what the un-compiled model would hold (a float). The backward then computes again as much
-    as it must; None keeps what is fastest and no value per edge and feature. Predicted for the sizes of the first call.
+    as it must; None keeps what is fastest and no value per edge and feature but what many programs share. Predicted for
+    the sizes of the first call.
     edge_scalars: values of few numbers per edge that the backward reads, such as attention weights: "recomputed", "cached" by
     the forward, or "auto" (what is predicted to cost less on this machine). A memory budget may give up what is cached.
     stop_after: name of the last graph pass to run, for debugging; None runs them all.

@@ -22,7 +22,7 @@ GRAPHS = ("isolated_nodes", "repeated_edges", "as_many_edges_as_nodes", "random"
 class Layer(nn.Module):
     """A function of a value [E, HEADS, C] that no law can move to the nodes, of another one, and of weights."""
 
-    def __init__(self, message: Callable[[Tensor, Tensor, nn.Module], Tensor]) -> None:
+    def __init__(self, message: Callable[[Tensor, Tensor, Layer], Tensor]) -> None:
         super().__init__()
         self.message = message
         self.shared, self.own = nn.Parameter(torch.randn(C, OUT)), nn.Parameter(torch.randn(HEADS, C, OUT))
@@ -74,14 +74,11 @@ def test_nothing_is_left_on_edges(name: str) -> None:
     model = Layer(LAYERS[name])
     with captures() as records:
         for graph in GRAPHS:
-            assert_matches_eager(*_flat(in_double(model, inputs_of(AWKWARD[graph]))), compile=compiled)
+            double, inputs = in_double(model, inputs_of(AWKWARD[graph]))
+            assert_matches_eager(double, *inputs, compile=compiled)
 
     assert [note for record in records for note in record.notes if "unfused" in note or "not fused" in note] == []
     assert all(record.programs["forward"] and record.programs["backward"] for record in records)
-
-
-def _flat(pair: tuple[nn.Module, Inputs]) -> tuple[object, ...]:
-    return pair[0], *pair[1]
 
 
 @pytest.mark.parametrize("graph", ["no_edges", "one_edge", "one_node_many_self_loops"])
@@ -136,8 +133,9 @@ def test_an_encoder_of_edge_features_is_fused(name: str) -> None:
     torch.manual_seed(0)
     graph, generator = AWKWARD["random"], torch.Generator().manual_seed(4)
     x = torch.randn(graph.num_nodes, C, generator=generator, requires_grad=True)
-    inputs = (x, graph.edge_index, torch.randn(graph.num_edges, 3, generator=generator))
+    edge_attr = torch.randn(graph.num_edges, 3, generator=generator)
+    model, inputs = in_double(ENCODERS[name](), (x, graph.edge_index, edge_attr))
     with captures() as records:
-        assert_matches_eager(*_flat(in_double(ENCODERS[name](), inputs)), compile=compiled)
+        assert_matches_eager(model, *inputs, compile=compiled)
 
     assert [note for record in records for note in record.notes if "unfused" in note or "not fused" in note] == []

@@ -1,7 +1,8 @@
 """The joint graph of a training step cut into forward and backward, with the plan of what is kept between them.
 
 The default plan keeps everything the backward reads but values per edge, which are computed again inside the kernels, unless
-there are few numbers per edge and they are asked for (see `passes.edge_scalars`). `capture.budget` looks for plans that keep
+there are few numbers per edge and they are asked for (see `passes.edge_scalars`), or the forward writes them anyway, since many
+of its programs need them (see `passes.shared`). `capture.budget` looks for plans that keep
 less.
 """
 

@@ -45,7 +45,7 @@ class Dropped:
 
 class Keeper:
     """What the forward of a joint graph keeps. Made behind `recompute_edges`: values per edge are gone from it
-    by then, but for edge scalars that are cached."""
+    by then, but for those that are cached."""
 
     def __init__(self, graph: Graph, num_forward_outputs: int, domains: Domains, costs: Costs) -> None:
         self.graph = graph

@@ -1,4 +1,4 @@
-"""What the forward keeps for the backward: nothing per edge that can be computed again from node values.
+"""What the forward keeps for the backward: nothing per edge that can be computed again from node values, but what is asked for.
 
 Works on the joint graph of forward and backward. The backward gets its own copies of the edge values it reads (the copies go
 down to node values, weights and the structure), after which torch's default partition, which keeps whatever the backward
